@@ -1,0 +1,82 @@
+# Everything runs from .venv, which any target makes as needed. Needs python3.11, make and a package index.
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+MODELS := $(VENV)/share/personae/models/.ready
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help venv models demo test lint types pytest protos protos-check docs format soak bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(READY) ## Set up .venv from the pinned packages
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	touch $@
+
+models: $(MODELS) ## Get the model files (150 MB, once)
+
+$(MODELS): $(READY)
+	personae models pull --all
+	touch $@
+
+demo: $(MODELS) ## Start a host, import a chat history and hold a conversation
+	personae demo
+
+test: lint types protos-check pytest ## Everything that must pass
+
+lint: $(READY) ## Style of the code
+	ruff check .
+	ruff format --check .
+
+format: $(READY) ## Rewrite the code in the project's style
+	ruff check --fix .
+	ruff format .
+
+types: $(READY) ## Types, strictly
+	mypy
+
+pytest: $(MODELS)
+	PERSONAE_REQUIRE_MODELS=1 python -m pytest -m 'not soak'
+
+# Python stubs into the folder $(1), an absolute path.
+define generate
+cd protos && python -m grpc_tools.protoc -I. -Ithird_party \
+  --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) personae/v1/*.proto \
+  && python -m grpc_tools.protoc -I. -Ithird_party --python_out=$(1) --pyi_out=$(1) buf/validate/validate.proto
+endef
+
+# The published API to compare with: the upstream branch where there is one, else the last commit.
+PUBLISHED = $(shell git rev-parse --verify --quiet origin/main || git rev-parse --verify --quiet HEAD)
+
+protos: $(READY) ## Regenerate the Python stubs from protos/
+	$(call generate,$(CURDIR)/clients/python)
+
+protos-check: $(READY) ## Lint the API, look for breaking changes, and see that regenerating changes nothing
+	buf lint
+	@if [ -n "$(PUBLISHED)" ] && git cat-file -e "$(PUBLISHED):protos/personae" 2>/dev/null; then \
+	  echo "buf breaking --against $(PUBLISHED)"; buf breaking --against ".git#ref=$(PUBLISHED)"; \
+	else echo "buf breaking: nothing published to compare with"; fi
+	@rm -rf build/protos && mkdir -p build/protos
+	@$(call generate,$(CURDIR)/build/protos)
+	@cd build/protos && find . -type f | while read -r f; do diff -u "$(CURDIR)/clients/python/$$f" "$$f" || exit 1; done \
+	  || { echo "The committed stubs are not what protos/ generates: run make protos." >&2; exit 1; }
+
+docs: $(READY) ## Write the generated pages of docs/
+	personae config docs > docs/configuration.md
+
+soak: $(MODELS) ## The long tests in full: a hundred kills
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 python -m pytest -m 'soak or kill' -s --timeout 7200
+
+bench: $(MODELS) ## Measure a turn against the bare engine
+	python -m tests.bench.turn --json
+
+clean: ## Remove .venv and every cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Generated from protos/: the messages and stubs of the personae API."""

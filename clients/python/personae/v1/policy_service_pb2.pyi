@@ -1,0 +1,151 @@
+import datetime
+
+from buf.validate import validate_pb2 as _validate_pb2
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from personae.v1 import event_pb2 as _event_pb2
+from personae.v1 import persona_service_pb2 as _persona_service_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AgeBand(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AGE_BAND_UNSPECIFIED: _ClassVar[AgeBand]
+    AGE_BAND_TEEN: _ClassVar[AgeBand]
+    AGE_BAND_ADULT: _ClassVar[AgeBand]
+
+class ConsentPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSENT_PURPOSE_UNSPECIFIED: _ClassVar[ConsentPurpose]
+    CONSENT_PURPOSE_LIKENESS: _ClassVar[ConsentPurpose]
+    CONSENT_PURPOSE_MEMORY: _ClassVar[ConsentPurpose]
+
+class ConsentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSENT_STATE_UNSPECIFIED: _ClassVar[ConsentState]
+    CONSENT_STATE_GRANTED: _ClassVar[ConsentState]
+    CONSENT_STATE_WITHDRAWN: _ClassVar[ConsentState]
+AGE_BAND_UNSPECIFIED: AgeBand
+AGE_BAND_TEEN: AgeBand
+AGE_BAND_ADULT: AgeBand
+CONSENT_PURPOSE_UNSPECIFIED: ConsentPurpose
+CONSENT_PURPOSE_LIKENESS: ConsentPurpose
+CONSENT_PURPOSE_MEMORY: ConsentPurpose
+CONSENT_STATE_UNSPECIFIED: ConsentState
+CONSENT_STATE_GRANTED: ConsentState
+CONSENT_STATE_WITHDRAWN: ConsentState
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("parent", "text", "stage", "persona_type", "age_band", "region_code")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AGE_BAND_FIELD_NUMBER: _ClassVar[int]
+    REGION_CODE_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    text: str
+    stage: _event_pb2.PolicyStage
+    persona_type: _persona_service_pb2.PersonaType
+    age_band: AgeBand
+    region_code: str
+    def __init__(self, parent: _Optional[str] = ..., text: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("action", "category", "reason_code", "rules", "matches", "scores", "bundle_version", "template_text")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    action: _event_pb2.PolicyAction
+    category: str
+    reason_code: str
+    rules: _containers.RepeatedCompositeFieldContainer[RuleHit]
+    matches: _containers.RepeatedCompositeFieldContainer[MatcherHit]
+    scores: _containers.ScalarMap[str, float]
+    bundle_version: str
+    template_text: str
+    def __init__(self, action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., bundle_version: _Optional[str] = ..., template_text: _Optional[str] = ...) -> None: ...
+
+class RuleHit(_message.Message):
+    __slots__ = ("rule_id", "action", "category", "reason_code", "expression", "description")
+    RULE_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    EXPRESSION_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    rule_id: str
+    action: _event_pb2.PolicyAction
+    category: str
+    reason_code: str
+    expression: str
+    description: str
+    def __init__(self, rule_id: _Optional[str] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., expression: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class MatcherHit(_message.Message):
+    __slots__ = ("matcher_id", "start", "end")
+    MATCHER_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    matcher_id: str
+    start: int
+    end: int
+    def __init__(self, matcher_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class ConsentEvent(_message.Message):
+    __slots__ = ("subject", "purpose", "state", "evidence", "event_time")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    purpose: ConsentPurpose
+    state: ConsentState
+    evidence: str
+    event_time: _timestamp_pb2.Timestamp
+    def __init__(self, subject: _Optional[str] = ..., purpose: _Optional[_Union[ConsentPurpose, str]] = ..., state: _Optional[_Union[ConsentState, str]] = ..., evidence: _Optional[str] = ..., event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RecordConsentRequest(_message.Message):
+    __slots__ = ("consent_event", "request_id")
+    CONSENT_EVENT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    consent_event: ConsentEvent
+    request_id: str
+    def __init__(self, consent_event: _Optional[_Union[ConsentEvent, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ListConsentEventsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListConsentEventsResponse(_message.Message):
+    __slots__ = ("consent_events", "next_page_token")
+    CONSENT_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    consent_events: _containers.RepeatedCompositeFieldContainer[ConsentEvent]
+    next_page_token: str
+    def __init__(self, consent_events: _Optional[_Iterable[_Union[ConsentEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
