@@ -1,0 +1,267 @@
+"""Consent, withdrawals and the control epoch that carries them to running turns.
+
+Every withdrawal and consent change bumps one epoch in its own transaction and
+notifies. A watcher keeps the epoch in memory, so that asking at every released
+unit costs nothing; when the watcher has not heard from the ledger for
+STALE_AFTER_S, nothing may be released until it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFound
+from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
+from personae_runtime.names import Name
+
+CHANNEL = "personae_control"
+STALE_AFTER_S = 1.0
+_POLL_S = 0.25
+
+
+async def bump(connection: Connection) -> None:
+    """Raise the control epoch within the caller's transaction; every watcher hears of it at commit."""
+    epoch = await connection.fetchval("UPDATE control SET epoch = epoch + 1 RETURNING epoch")
+    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, str(epoch))
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentRow:
+    """One consent event. `purpose` is LIKENESS or MEMORY, `state` GRANTED or WITHDRAWN."""
+
+    consent_id: int
+    tenant: str
+    persona: str
+    user: str
+    purpose: str
+    state: str
+    evidence: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is in force for one running turn.
+
+    Attributes:
+        may_speak: the revision is not withdrawn, the persona not deleted, and a
+            clone's likeness consent is granted.
+        may_remember: the person has not withdrawn consent to be remembered.
+        reason: why it may not speak, as an error reason; empty if it may.
+    """
+
+    may_speak: bool
+    may_remember: bool
+    reason: str = ""
+
+
+class ConsentLedger:
+    """Append-only consent events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, subject: Name, purpose: str, state: str, evidence: str, once: Any) -> ConsentRow:
+        """Append an event and spread it. `once(connection, act)` guards against repeats.
+
+        Raises:
+            NotFound: there is no such persona.
+        """
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                known = await connection.fetchval(
+                    "SELECT true FROM personas WHERE tenant = $1 AND persona = $2", subject.tenant, subject.persona
+                )
+                if not known:
+                    raise NotFound(f"{subject.persona_name()} does not exist")
+                consent_id = await connection.fetchval(
+                    "INSERT INTO consents (tenant, persona, user_id, purpose, state, evidence)"
+                    " VALUES ($1, $2, $3, $4, $5, $6) RETURNING consent_id",
+                    subject.tenant,
+                    subject.persona,
+                    subject.user,
+                    purpose,
+                    state,
+                    evidence,
+                )
+                await bump(connection)
+                return str(consent_id)
+
+            consent_id = int(await once(connection, act))
+            row = await connection.fetchrow("SELECT * FROM consents WHERE consent_id = $1", consent_id)
+        assert row is not None
+        return _consent(row)
+
+    async def list(self, subject: Name, *, before: int, limit: int) -> list[ConsentRow]:
+        """Events of exactly this subject with an id below `before`, newest first."""
+        rows = await self._database.fetch(
+            "SELECT * FROM consents WHERE tenant = $1 AND persona = $2 AND user_id = $3 AND consent_id < $4"
+            " ORDER BY consent_id DESC LIMIT $5",
+            subject.tenant,
+            subject.persona,
+            subject.user,
+            before,
+            limit,
+        )
+        return [_consent(row) for row in rows]
+
+
+STANDING = """
+    SELECT p.type, p.deleted_at, r.state AS revision_state, (SELECT epoch FROM control) AS epoch,
+        (SELECT c.state FROM consents c WHERE c.tenant = $1 AND c.persona = $2 AND c.user_id = ''
+            AND c.purpose = 'LIKENESS' ORDER BY c.consent_id DESC LIMIT 1) AS likeness,
+        (SELECT c.state FROM consents c WHERE c.tenant = $1 AND c.persona = $2 AND c.user_id = $4
+            AND c.purpose = 'MEMORY' ORDER BY c.consent_id DESC LIMIT 1) AS memory
+    FROM personas p JOIN revisions r USING (tenant, persona)
+    WHERE p.tenant = $1 AND p.persona = $2 AND r.revision = $3
+"""
+"""Arguments: tenant, persona, revision, user."""
+
+
+def standing(row: asyncpg.Record | None) -> Standing:
+    """What a STANDING row says."""
+    if row is None or row["deleted_at"] is not None:
+        return Standing(False, False, "PERSONA_DELETED")
+    if row["revision_state"] == "WITHDRAWN":
+        return Standing(False, False, "REVISION_WITHDRAWN")
+    if row["type"] == "clone" and row["likeness"] != "GRANTED":
+        return Standing(False, False, "LIKENESS_CONSENT_MISSING")
+    return Standing(True, row["memory"] != "WITHDRAWN")
+
+
+def require_speech(found: Standing) -> None:
+    """Raise FailedPrecondition unless the persona may speak."""
+    if found.may_speak:
+        return
+    advice = {
+        "PERSONA_DELETED": "the persona is deleted; undelete it or use another",
+        "REVISION_WITHDRAWN": "the session's revision was withdrawn; open a new session",
+        "LIKENESS_CONSENT_MISSING": "a clone needs a granted likeness consent; see ConsentService.RecordConsent",
+    }[found.reason]
+    raise FailedPrecondition(advice, reason=found.reason, violations=(("persona", advice),))
+
+
+@dataclass(slots=True, eq=False)
+class Watch:
+    """A running turn's standing, kept current by the watcher."""
+
+    tenant: str
+    persona: str
+    revision: int
+    user: str
+    standing: Standing
+    on_withdrawn: Callable[[], None]
+
+
+class ControlWatcher:
+    """Keeps the standing of running turns in memory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._watches: set[Watch] = set()
+        self._epoch = 0
+        self._fresh_at = 0.0
+        self._fresh = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read the epoch and begin to watch."""
+        self._epoch = await self._database.fetchval("SELECT epoch FROM control")
+        self._mark_fresh()
+        self._task = asyncio.create_task(self._run(), name="control-watcher")
+
+    async def close(self) -> None:
+        """Stop. Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def add(self, watch: Watch, epoch: int) -> None:
+        """Keep a turn's standing current until `remove`; it was read at `epoch`."""
+        self._watches.add(watch)
+        if self._epoch > epoch:
+            # It changed since it was read: nothing is fresh before it is read again.
+            self._epoch = 0
+            self._fresh_at = 0.0
+            self._wake.set()
+
+    def remove(self, watch: Watch) -> None:
+        """Stop keeping it."""
+        self._watches.discard(watch)
+
+    async def fresh(self, timeout_s: float) -> None:
+        """Return once the epoch is younger than STALE_AFTER_S; at once as a rule.
+
+        Raises:
+            LedgerUnavailable: it did not get fresh in time.
+        """
+        if time.monotonic() - self._fresh_at <= STALE_AFTER_S:
+            return
+        self._fresh.clear()
+        self._wake.set()
+        try:
+            await asyncio.wait_for(self._fresh.wait(), timeout_s)
+        except TimeoutError:
+            raise LedgerUnavailable("the control epoch is stale: withdrawals could be missed") from None
+
+    def _mark_fresh(self) -> None:
+        self._fresh_at = time.monotonic()
+        self._fresh.set()
+
+    async def _run(self) -> None:
+        while True:
+            connection = None
+            try:
+                connection = await self._database.connect()
+                await connection.add_listener(CHANNEL, lambda *_: self._wake.set())
+                while True:
+                    await self._poll(connection)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                    self._wake.clear()
+            except (LedgerUnavailable, *UNREACHABLE):
+                await asyncio.sleep(_POLL_S)
+            finally:
+                if connection is not None:
+                    connection.terminate()
+
+    async def _poll(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        epoch = await connection.fetchval("SELECT epoch FROM control")
+        if epoch != self._epoch:
+            await self._refresh(connection, list(self._watches))
+            self._epoch = epoch
+        self._mark_fresh()
+
+    async def _refresh(self, connection: asyncpg.Connection[asyncpg.Record], watches: Iterable[Watch]) -> None:
+        for watch in watches:
+            row = await connection.fetchrow(STANDING, watch.tenant, watch.persona, watch.revision, watch.user)
+            found = standing(row)
+            lost = watch.standing.may_speak and not found.may_speak
+            watch.standing = found
+            if lost:
+                watch.on_withdrawn()
+
+
+def _consent(row: asyncpg.Record) -> ConsentRow:
+    return ConsentRow(
+        consent_id=row["consent_id"],
+        tenant=row["tenant"],
+        persona=row["persona"],
+        user=row["user_id"],
+        purpose=row["purpose"],
+        state=row["state"],
+        evidence=row["evidence"],
+        created_at=row["created_at"],
+    )

@@ -1,0 +1,193 @@
+"""Memories in the ledger: the words, whether they live, and the feed of changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import asyncpg
+
+from personae_runtime.errors import NotFound
+from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.personas import Mutation, once
+from personae_runtime.ledger.vault import ScopeErased, Vault
+from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryRecord, MemorySource
+
+_LIVE = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+_COLUMNS = (
+    "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at"
+)
+
+
+class MemoryLedger:
+    """Implements `personae_runtime.memory.store.MemoryStore`, and the writes."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+
+    async def create(self, record: MemoryRecord, tenant: str, mutation: Mutation) -> MemoryRecord:
+        """Store one memory; durable on return. A repeated mutation returns what the first stored.
+
+        Raises:
+            NotFound: the first call's memory was forgotten since.
+        """
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                await self.insert(connection, record)
+                return str(record.memory_id)
+
+            memory_id = UUID(await once(connection, tenant, mutation, act))
+        if memory_id == record.memory_id:
+            return record
+        found = await self.read([memory_id])
+        if memory_id not in found:
+            raise NotFound("the memory this request_id stored was forgotten")
+        return found[memory_id]
+
+    async def insert(self, connection: Connection, record: MemoryRecord) -> None:
+        """Write one memory within the caller's transaction."""
+        cipher = await self._vault.cipher_by_key(record.scope, connection)
+        await connection.execute(
+            "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
+            " occurred_at, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            record.memory_id,
+            record.scope,
+            cipher.seal(record.text.encode(), f"memory/{record.memory_id}/text"),
+            cipher.seal(record.speaker.encode(), f"memory/{record.memory_id}/speaker"),
+            record.thread,
+            record.ordinal,
+            record.source.value,
+            record.external_id,
+            record.occurred_at,
+            record.created_at,
+            record.expires_at,
+        )
+
+    async def forget(self, scope: str, memory_id: UUID) -> bool:
+        """Erase the words and leave a tombstone in the feed; False if it was forgotten before.
+
+        Raises:
+            NotFound: the scope never had it.
+        """
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                "SELECT forgotten_at FROM memories WHERE memory_id = $1 AND scope = $2 FOR UPDATE", memory_id, scope
+            )
+            if row is None:
+                raise NotFound("there is no such memory")
+            if row["forgotten_at"] is not None:
+                return False
+            await connection.execute(
+                "UPDATE memories SET text = NULL, speaker = NULL, external_id = '', forgotten_at = now(),"
+                " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes') WHERE memory_id = $1",
+                memory_id,
+            )
+            return True
+
+    async def list(
+        self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int
+    ) -> list[MemoryRecord]:
+        """Live memories of a scope, newest first, after the place `before` in that order."""
+        at, memory_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND (created_at, memory_id) < ($2, $3) AND {_LIVE}"
+            " ORDER BY created_at DESC, memory_id DESC LIMIT $4",
+            scope,
+            at,
+            memory_id,
+            limit,
+        )
+        return [record for row in rows if (record := await self._record(row)) is not None]
+
+    # -- MemoryStore ---------------------------------------------------------
+
+    async def changes(self, after: ChangeCursor, limit: int) -> list[MemoryChange]:
+        # Only transactions below every one still running: none can commit behind the cursor.
+        rows = await self._database.fetch(
+            "SELECT change_xid::text::bigint AS xid, change_seq, memory_id, scope, forgotten_at IS NOT NULL AS deleted"
+            " FROM memories WHERE (change_xid, change_seq) > ($1::text::xid8, $2)"
+            " AND change_xid < pg_snapshot_xmin(pg_current_snapshot())"
+            " ORDER BY change_xid, change_seq LIMIT $3",
+            str(after.xid),
+            after.seq,
+            limit,
+        )
+        return [
+            MemoryChange(ChangeCursor(row["xid"], row["change_seq"]), row["memory_id"], row["scope"], row["deleted"])
+            for row in rows
+        ]
+
+    async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
+        rows = await self._database.fetch(
+            f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {_LIVE}", list(memory_ids)
+        )
+        records = [await self._record(row) for row in rows]
+        return {record.memory_id: record for record in records if record is not None}
+
+    async def neighbours(
+        self, memory_ids: Sequence[UUID]
+    ) -> dict[UUID, tuple[MemoryRecord | None, MemoryRecord | None]]:
+        side = (
+            "SELECT n.memory_id FROM memories n WHERE n.scope = m.scope AND n.thread = m.thread"
+            " AND (n.ordinal, n.memory_id) {op} (m.ordinal, m.memory_id) AND n.forgotten_at IS NULL"
+            " AND (n.expires_at IS NULL OR n.expires_at > now())"
+            " ORDER BY n.ordinal {order}, n.memory_id {order} LIMIT 1"
+        )
+        rows = await self._database.fetch(
+            f"SELECT m.memory_id, ({side.format(op='<', order='DESC')}) AS before,"
+            f" ({side.format(op='>', order='ASC')}) AS after FROM memories m WHERE m.memory_id = ANY($1)",
+            list(memory_ids),
+        )
+        wanted = {row[side] for row in rows for side in ("before", "after") if row[side] is not None}
+        found = await self.read(list(wanted)) if wanted else {}
+        return {row["memory_id"]: (found.get(row["before"]), found.get(row["after"])) for row in rows}
+
+    async def load_cursor(self, index: str) -> ChangeCursor:
+        row = await self._database.fetchrow("SELECT xid, seq FROM index_cursors WHERE index = $1", index)
+        return ChangeCursor() if row is None else ChangeCursor(row["xid"], row["seq"])
+
+    async def save_cursor(self, index: str, cursor: ChangeCursor) -> None:
+        await self._database.execute(
+            "INSERT INTO index_cursors (index, xid, seq) VALUES ($1, $2, $3)"
+            " ON CONFLICT (index) DO UPDATE SET xid = $2, seq = $3, updated_at = now()",
+            index,
+            cursor.xid,
+            cursor.seq,
+        )
+
+    async def pending(self, scope: str, index: str) -> int:
+        cursor = await self.load_cursor(index)
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM memories WHERE scope = $1 AND (change_xid, change_seq) > ($2::text::xid8, $3)",
+                scope,
+                str(cursor.xid),
+                cursor.seq,
+            )
+        )
+
+    async def total_changes(self) -> int:
+        return int(await self._database.fetchval("SELECT count(*) FROM memories"))
+
+    async def _record(self, row: asyncpg.Record) -> MemoryRecord | None:
+        try:
+            cipher = await self._vault.cipher_by_key(row["scope"])
+        except ScopeErased:
+            return None
+        memory_id = row["memory_id"]
+        return MemoryRecord(
+            memory_id=memory_id,
+            scope=row["scope"],
+            text=cipher.open(row["text"], f"memory/{memory_id}/text").decode(),
+            speaker=cipher.open(row["speaker"], f"memory/{memory_id}/speaker").decode(),
+            occurred_at=row["occurred_at"],
+            thread=row["thread"],
+            ordinal=row["ordinal"],
+            source=MemorySource(row["source"]),
+            created_at=row["created_at"],
+            expires_at=row["expires_at"],
+            external_id=row["external_id"],
+        )

@@ -1,0 +1,360 @@
+"""Personas and revisions in the ledger, and the request ids of mutations."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from personae_runtime.ledger.control import bump
+from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.vault import Scope, Vault
+from personae_runtime.names import Name
+from personae_runtime.personas.definition import PersonaDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaRow:
+    """A persona; times are aware UTC."""
+
+    tenant: str
+    persona: str
+    display_name: str
+    type: str
+    active_revision: int | None
+    etag: str
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionRow:
+    """A published revision; `state` is ACTIVE, SUPERSEDED or WITHDRAWN."""
+
+    tenant: str
+    persona: str
+    revision: int
+    state: str
+    definition: PersonaDefinition
+    created_at: datetime
+    withdrawn_at: datetime | None
+    withdraw_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """Identity of a mutating call: repeating it with the same body repeats nothing.
+
+    Attributes:
+        method: RPC name, such as "CreatePersona".
+        request_id: the client's, or empty for a call that can't be repeated safely.
+        body_mac: keyed hash of the request.
+    """
+
+    method: str
+    request_id: str
+    body_mac: bytes
+
+
+async def once(
+    connection: Connection, tenant: str, mutation: Mutation, act: Callable[[], Awaitable[str]]
+) -> str:
+    """Run `act` unless this mutation ran before; the resource id it returned, then or now.
+
+    Must run inside the transaction of the mutation itself.
+
+    Raises:
+        AlreadyExists: the request_id was used with another body (reason REQUEST_ID_REUSED).
+    """
+    if not mutation.request_id:
+        return await act()
+    request_id = UUID(mutation.request_id)
+    # The row is claimed first: a concurrent repeat waits here for the first to commit.
+    claimed = await connection.fetchval(
+        "INSERT INTO requests (tenant, method, request_id, body_mac, resource) VALUES ($1, $2, $3, $4, '')"
+        " ON CONFLICT DO NOTHING RETURNING true",
+        tenant,
+        mutation.method,
+        request_id,
+        mutation.body_mac,
+    )
+    where = "WHERE tenant = $1 AND method = $2 AND request_id = $3"
+    if not claimed:
+        row = await connection.fetchrow(
+            f"SELECT body_mac, resource FROM requests {where}", tenant, mutation.method, request_id
+        )
+        assert row is not None
+        if row["body_mac"] != mutation.body_mac:
+            raise AlreadyExists("request_id was used before with another body", reason="REQUEST_ID_REUSED")
+        return str(row["resource"])
+    resource = await act()
+    await connection.execute(
+        f"UPDATE requests SET resource = $4 {where}", tenant, mutation.method, request_id, resource
+    )
+    return resource
+
+
+class PersonaLedger:
+    """Personas and their revisions."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+
+    async def create(self, name: Name, display_name: str, type_: str, mutation: Mutation) -> PersonaRow:
+        """Create a persona without a revision.
+
+        Raises:
+            AlreadyExists: the id is taken, also by a deleted persona.
+        """
+
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                try:
+                    await connection.execute(
+                        "INSERT INTO personas (tenant, persona, display_name, type) VALUES ($1, $2, $3, $4)",
+                        name.tenant,
+                        name.persona,
+                        display_name,
+                        type_,
+                    )
+                except asyncpg.UniqueViolationError:
+                    raise AlreadyExists(
+                        f"{name.persona_name()} exists; choose another persona_id, or undelete it if it was deleted"
+                    ) from None
+                return name.persona
+
+            await once(connection, name.tenant, mutation, act)
+        return await self.get(name)
+
+    async def get(self, name: Name) -> PersonaRow:
+        """One persona, deleted ones included.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = await self._database.fetchrow(
+            "SELECT * FROM personas WHERE tenant = $1 AND persona = $2", name.tenant, name.persona
+        )
+        if row is None:
+            raise NotFound(f"{name.persona_name()} does not exist")
+        return _persona(row)
+
+    async def list(self, tenant: str, *, after: str, limit: int, show_deleted: bool) -> list[PersonaRow]:
+        """Personas of a tenant with an id after `after`, by id."""
+        rows = await self._database.fetch(
+            "SELECT * FROM personas WHERE tenant = $1 AND persona > $2 AND ($4 OR deleted_at IS NULL)"
+            " ORDER BY persona LIMIT $3",
+            tenant,
+            after,
+            limit,
+            show_deleted,
+        )
+        return [_persona(row) for row in rows]
+
+    async def rename(self, name: Name, display_name: str, etag: str, mutation: Mutation) -> PersonaRow:
+        """Change the display name.
+
+        Raises:
+            NotFound: there is no such persona.
+            FailedPrecondition: it is deleted.
+            Aborted: etag is not the current one (reason ETAG_MISMATCH).
+        """
+        return await self._change(name, etag, mutation, "display_name = $3", (display_name,), deleted=False)
+
+    async def delete(self, name: Name, etag: str, mutation: Mutation) -> PersonaRow:
+        """Soft-delete; running turns feel it as they feel a withdrawal."""
+        return await self._change(name, etag, mutation, "deleted_at = now()", (), deleted=False, spread=True)
+
+    async def undelete(self, name: Name, etag: str, mutation: Mutation) -> PersonaRow:
+        """Take a deletion back."""
+        return await self._change(name, etag, mutation, "deleted_at = NULL", (), deleted=True)
+
+    async def _change(
+        self,
+        name: Name,
+        etag: str,
+        mutation: Mutation,
+        assignment: str,
+        values: tuple[Any, ...],
+        *,
+        deleted: bool,
+        spread: bool = False,
+    ) -> PersonaRow:
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                row = await connection.fetchrow(
+                    "SELECT etag, deleted_at FROM personas WHERE tenant = $1 AND persona = $2 FOR UPDATE",
+                    name.tenant,
+                    name.persona,
+                )
+                if row is None:
+                    raise NotFound(f"{name.persona_name()} does not exist")
+                if etag and etag != str(row["etag"]):
+                    raise Aborted("the persona changed since it was read; get it again", reason="ETAG_MISMATCH")
+                if (row["deleted_at"] is not None) != deleted:
+                    if deleted:
+                        raise FailedPrecondition(f"{name.persona_name()} is not deleted", reason="PERSONA_NOT_DELETED")
+                    raise FailedPrecondition(f"{name.persona_name()} is deleted", reason="PERSONA_DELETED")
+                await connection.execute(
+                    f"UPDATE personas SET {assignment}, etag = '{uuid4()}', updated_at = now()"
+                    " WHERE tenant = $1 AND persona = $2",
+                    name.tenant,
+                    name.persona,
+                    *values,
+                )
+                if spread:
+                    await bump(connection)
+                return name.persona
+
+            await once(connection, name.tenant, mutation, act)
+        return await self.get(name)
+
+    async def publish(self, name: Name, definition: PersonaDefinition, mutation: Mutation) -> RevisionRow:
+        """Publish a definition as the ACTIVE revision; the one before becomes SUPERSEDED.
+
+        Raises:
+            NotFound: there is no such persona.
+            FailedPrecondition: it is deleted.
+        """
+        cipher = await self._vault.cipher(Scope(name.tenant, name.persona))
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                row = await connection.fetchrow(
+                    "SELECT last_revision, deleted_at FROM personas WHERE tenant = $1 AND persona = $2 FOR UPDATE",
+                    name.tenant,
+                    name.persona,
+                )
+                if row is None:
+                    raise NotFound(f"{name.persona_name()} does not exist")
+                if row["deleted_at"] is not None:
+                    raise FailedPrecondition(f"{name.persona_name()} is deleted", reason="PERSONA_DELETED")
+                number = row["last_revision"] + 1
+                await connection.execute(
+                    "UPDATE revisions SET state = 'SUPERSEDED' WHERE tenant = $1 AND persona = $2 AND state = 'ACTIVE'",
+                    name.tenant,
+                    name.persona,
+                )
+                await connection.execute(
+                    "INSERT INTO revisions (tenant, persona, revision, state, definition)"
+                    " VALUES ($1, $2, $3, 'ACTIVE', $4)",
+                    name.tenant,
+                    name.persona,
+                    number,
+                    cipher.seal(definition.to_json(), f"revision/{number}"),
+                )
+                await connection.execute(
+                    "UPDATE personas SET active_revision = $3, last_revision = $3, etag = gen_random_uuid(),"
+                    " updated_at = now() WHERE tenant = $1 AND persona = $2",
+                    name.tenant,
+                    name.persona,
+                    number,
+                )
+                return str(number)
+
+            revision = await once(connection, name.tenant, mutation, act)
+        return await self.revision(name, int(revision))
+
+    async def revision(self, name: Name, number: int) -> RevisionRow:
+        """One revision.
+
+        Raises:
+            NotFound: there is none of that number.
+        """
+        row = await self._database.fetchrow(
+            "SELECT * FROM revisions WHERE tenant = $1 AND persona = $2 AND revision = $3",
+            name.tenant,
+            name.persona,
+            number,
+        )
+        if row is None:
+            raise NotFound(f"{name.persona_name()}/revisions/{number} does not exist")
+        return await self._revision(row)
+
+    async def revisions(self, name: Name, *, before: int, limit: int) -> list[RevisionRow]:
+        """Revisions with a number below `before`, newest first."""
+        rows = await self._database.fetch(
+            "SELECT * FROM revisions WHERE tenant = $1 AND persona = $2 AND revision < $3"
+            " ORDER BY revision DESC LIMIT $4",
+            name.tenant,
+            name.persona,
+            before,
+            limit,
+        )
+        return [await self._revision(row) for row in rows]
+
+    async def withdraw(self, name: Name, reason: str, mutation: Mutation) -> RevisionRow:
+        """Withdraw a revision for good; withdrawing twice is the same as once.
+
+        Raises:
+            NotFound: there is no such revision.
+        """
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                row = await connection.fetchrow(
+                    "SELECT state FROM revisions WHERE tenant = $1 AND persona = $2 AND revision = $3 FOR UPDATE",
+                    name.tenant,
+                    name.persona,
+                    name.revision,
+                )
+                if row is None:
+                    raise NotFound(f"{name.persona_name()}/revisions/{name.revision} does not exist")
+                if row["state"] != "WITHDRAWN":
+                    await connection.execute(
+                        "UPDATE revisions SET state = 'WITHDRAWN', withdrawn_at = now(), withdraw_reason = $4"
+                        " WHERE tenant = $1 AND persona = $2 AND revision = $3",
+                        name.tenant,
+                        name.persona,
+                        name.revision,
+                        reason,
+                    )
+                    await connection.execute(
+                        "UPDATE personas SET active_revision = NULL, etag = gen_random_uuid(), updated_at = now()"
+                        " WHERE tenant = $1 AND persona = $2 AND active_revision = $3",
+                        name.tenant,
+                        name.persona,
+                        name.revision,
+                    )
+                    await bump(connection)
+                return str(name.revision)
+
+            await once(connection, name.tenant, mutation, act)
+        return await self.revision(name, name.revision)
+
+    async def _revision(self, row: asyncpg.Record) -> RevisionRow:
+        cipher = await self._vault.cipher(Scope(row["tenant"], row["persona"]))
+        definition = cipher.open(row["definition"], f"revision/{row['revision']}")
+        return RevisionRow(
+            tenant=row["tenant"],
+            persona=row["persona"],
+            revision=row["revision"],
+            state=row["state"],
+            definition=PersonaDefinition.from_json(definition),
+            created_at=row["created_at"],
+            withdrawn_at=row["withdrawn_at"],
+            withdraw_reason=row["withdraw_reason"],
+        )
+
+
+def _persona(row: asyncpg.Record) -> PersonaRow:
+    return PersonaRow(
+        tenant=row["tenant"],
+        persona=row["persona"],
+        display_name=row["display_name"],
+        type=row["type"],
+        active_revision=row["active_revision"],
+        etag=str(row["etag"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        deleted_at=row["deleted_at"],
+    )

@@ -1,0 +1,709 @@
+"""Sessions, turns and events in the ledger; leases, fencing and recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+
+from personae_runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    LeaseLost,
+    NotFound,
+    Unavailable,
+)
+from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
+from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.personas import Mutation, once
+from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
+from personae_runtime.ledger.writer import EventRow
+from personae_runtime.memory.store import MemoryRecord, MemorySource
+from personae_runtime.names import Name
+from personae_runtime.policy.decision import Decision
+from personae_runtime.sessions.events import Body, Event, TextDelta, TurnInterrupted, decode, encode
+
+RESERVED_EVENTS = 100_000
+"""Event ids set aside for one turn; recovery writes above them, so a fenced
+owner's late ids can't collide. More events than a turn can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session; times are aware UTC."""
+
+    session_pk: int
+    tenant: str
+    persona: str
+    session: str
+    user: str
+    scope: str
+    revision: int
+    state: str
+    age_band: str
+    region_code: str
+    disclosure: str
+    history_from: int
+    active_turn: str
+    created_at: datetime
+    closed_at: datetime | None
+
+    @property
+    def name(self) -> Name:
+        return Name(self.tenant, self.persona, self.user, self.revision, self.session)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRow:
+    """A turn. `state` is RUNNING, COMPLETED or INTERRUPTED; texts are plain."""
+
+    turn_no: int
+    turn_id: str
+    state: str
+    finish_reason: str
+    user_text: str
+    reply_text: str
+    in_history: bool
+    first_event_id: int
+    last_event_id: int
+    created_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What admitting a turn came to.
+
+    Attributes:
+        new: False if this turn_id ran or runs already with the same body.
+        turn_no: its number in the session, from 1.
+        first_event_id: id of its turn_started event.
+        owner: who runs it.
+        running: it has not ended.
+        standing, epoch: what was in force, and the control epoch it was read at.
+        history_from: first turn that still stands in the prompt.
+        admitted_at: the ledger's clock.
+    """
+
+    new: bool
+    turn_no: int
+    first_event_id: int
+    owner: str
+    running: bool
+    standing: Standing
+    epoch: int
+    history_from: int
+    admitted_at: datetime
+
+
+class SessionLedger:
+    """Sessions and what happened in them, written under one owner's lease.
+
+    Args:
+        owner: this process's name among all that run turns; unique per start.
+        host: what outlives a restart; a new owner of the same host knows that
+            the old ones are dead.
+        lease_s: seconds a running turn stays this owner's without a renewal.
+    """
+
+    def __init__(
+        self, database: Database, vault: Vault, memories: MemoryLedger, *, owner: str, host: str, lease_s: float
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._memories = memories
+        self.owner = owner
+        self._host = host
+        self._lease = timedelta(seconds=lease_s)
+        self._epoch = 0
+
+    # -- ownership -----------------------------------------------------------
+
+    async def register(self) -> None:
+        """Take up the owner's name; turns can be admitted from now on."""
+        self._epoch = await self._database.fetchval(
+            "INSERT INTO owners (owner, host) VALUES ($1, $2)"
+            " ON CONFLICT (owner) DO UPDATE SET host = $2 RETURNING epoch",
+            self.owner,
+            self._host,
+        )
+
+    async def renew(self) -> None:
+        """Extend the leases of every turn that this owner runs.
+
+        Raises:
+            LeaseLost: the owner was fenced off.
+        """
+        held = await self._database.fetchval("SELECT fenced_at IS NULL FROM owners WHERE owner = $1", self.owner)
+        if not held:
+            raise LeaseLost("this process was fenced off; its turns belong to another")
+        await self._database.execute(
+            "UPDATE turns SET lease_expires_at = now() + $2 WHERE owner = $1 AND state = 'RUNNING'",
+            self.owner,
+            self._lease,
+        )
+
+    async def recover(self) -> int:
+        """Close the turns of dead owners as interrupted; how many.
+
+        An owner is dead when a lease of its ran out, or when it is an earlier
+        owner of this host, which runs one process at a time.
+        """
+        dead = await self._database.fetch(
+            "SELECT DISTINCT o.owner FROM owners o JOIN turns t USING (owner) WHERE t.state = 'RUNNING'"
+            " AND o.owner <> $1 AND (o.host = $2 OR t.lease_expires_at < now())",
+            self.owner,
+            self._host,
+        )
+        closed = 0
+        for row in dead:
+            # Fence first: whatever the old owner has in flight commits before this or not at all.
+            async with self._database.transaction() as connection:
+                await connection.fetchrow("SELECT 1 FROM owners WHERE owner = $1 FOR UPDATE", row["owner"])
+                await connection.execute(
+                    "UPDATE owners SET fenced_at = coalesce(fenced_at, now()) WHERE owner = $1", row["owner"]
+                )
+            turns = await self._database.fetch(
+                "SELECT session_pk, turn_no FROM turns WHERE owner = $1 AND state = 'RUNNING'", row["owner"]
+            )
+            for turn in turns:
+                closed += await self._close_orphan(turn["session_pk"], turn["turn_no"])
+        return closed
+
+    async def _close_orphan(self, session_pk: int, turn_no: int) -> int:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, EXISTS ("
+                "  SELECT 1 FROM decisions d WHERE d.session_pk = t.session_pk AND d.turn_no = t.turn_no"
+                "  AND d.stage = 'input' AND d.action IN ('block', 'escalate')) AS refused"
+                " FROM turns t JOIN sessions s USING (session_pk)"
+                " WHERE session_pk = $1 AND turn_no = $2 AND t.state = 'RUNNING' FOR UPDATE OF s, t",
+                session_pk,
+                turn_no,
+            )
+            if row is None:
+                return 0
+            try:
+                cipher = await self._vault.cipher_by_key(row["scope"], connection)
+            except ScopeErased:
+                return 0
+            reply = "".join(
+                event.body.text
+                for event in await self._decode(
+                    await connection.fetch(
+                        "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 ORDER BY event_id",
+                        session_pk,
+                        turn_no,
+                    ),
+                    cipher,
+                    {},
+                )
+                if isinstance(event.body, TextDelta)
+            )
+            event_id = row["reserved_to"] + 1
+            body = TurnInterrupted(delivered_chars=len(reply), reason="OWNER_LOST")
+            at = await connection.fetchval("SELECT now()")
+            await connection.execute(
+                "INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6)",
+                session_pk,
+                event_id,
+                turn_no,
+                body.kind,
+                cipher.seal(encode(body), _event_place(session_pk, event_id)),
+                at,
+            )
+            refused = row["refused"]
+            await self._end_turn(
+                connection, session_pk, turn_no, cipher, "INTERRUPTED", "", reply, not refused, event_id, at
+            )
+            found = standing(
+                await connection.fetchrow(STANDING, row["tenant"], row["persona"], row["revision"], row["user_id"])
+            )
+            if found.may_remember and not refused:
+                text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
+                await self._memories.insert(
+                    connection,
+                    turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"]),
+                )
+        return 1
+
+    # -- sessions ------------------------------------------------------------
+
+    async def create(
+        self,
+        parent: Name,
+        session_id: str,
+        user: str,
+        *,
+        age_band: str,
+        region_code: str,
+        disclosure: str,
+        mutation: Mutation,
+    ) -> SessionRow:
+        """Open a session on the persona's ACTIVE revision.
+
+        Raises:
+            NotFound: there is no such persona.
+            FailedPrecondition: it is deleted, has no ACTIVE revision, or lacks a consent.
+            AlreadyExists: the session id is taken.
+        """
+        cipher = await self._vault.cipher(Scope(parent.tenant, parent.persona, user))
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                persona = await connection.fetchrow(
+                    "SELECT active_revision, deleted_at FROM personas WHERE tenant = $1 AND persona = $2",
+                    parent.tenant,
+                    parent.persona,
+                )
+                if persona is None:
+                    raise NotFound(f"{parent.persona_name()} does not exist")
+                revision = persona["active_revision"]
+                if revision is None and persona["deleted_at"] is None:
+                    raise FailedPrecondition(
+                        "the persona has no ACTIVE revision; publish one first",
+                        reason="NO_ACTIVE_REVISION",
+                        violations=(("persona", "publish a revision first"),),
+                    )
+                require_speech(
+                    standing(
+                        await connection.fetchrow(STANDING, parent.tenant, parent.persona, revision or 0, user)
+                    )
+                )
+                try:
+                    await connection.execute(
+                        "INSERT INTO sessions (tenant, persona, session, user_id, scope, revision, age_band,"
+                        " region_code, disclosure) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                        parent.tenant,
+                        parent.persona,
+                        session_id,
+                        user,
+                        cipher.scope,
+                        revision,
+                        age_band,
+                        region_code,
+                        disclosure,
+                    )
+                except asyncpg.UniqueViolationError:
+                    raise AlreadyExists(
+                        f"session {session_id!r} exists; choose another session_id or leave it empty"
+                    ) from None
+                return session_id
+
+            created = await once(connection, parent.tenant, mutation, act)
+        return await self.get(Name(parent.tenant, parent.persona, session=created))
+
+    async def get(self, name: Name) -> SessionRow:
+        """One session.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = await self._database.fetchrow(
+            "SELECT * FROM sessions WHERE tenant = $1 AND persona = $2 AND session = $3",
+            name.tenant,
+            name.persona,
+            name.session,
+        )
+        if row is None:
+            raise NotFound(f"{name.session_name()} does not exist")
+        return _session(row)
+
+    async def list(self, parent: Name, *, user: str, before: int, limit: int) -> list[SessionRow]:
+        """Sessions with a key below `before`, newest first; an empty `user` is everybody."""
+        rows = await self._database.fetch(
+            "SELECT * FROM sessions WHERE tenant = $1 AND persona = $2 AND ($3 = '' OR user_id = $3)"
+            " AND session_pk < $4 ORDER BY session_pk DESC LIMIT $5",
+            parent.tenant,
+            parent.persona,
+            user,
+            before,
+            limit,
+        )
+        return [_session(row) for row in rows]
+
+    async def close(self, name: Name) -> SessionRow:
+        """Close a session; closing twice is the same as once."""
+        await self._database.execute(
+            "UPDATE sessions SET state = 'CLOSED', closed_at = coalesce(closed_at, now())"
+            " WHERE tenant = $1 AND persona = $2 AND session = $3",
+            name.tenant,
+            name.persona,
+            name.session,
+        )
+        return await self.get(name)
+
+    # -- turns ---------------------------------------------------------------
+
+    async def admit(
+        self, session: SessionRow, cipher: ScopeCipher, turn_id: str, text: str, started: Body
+    ) -> Admission:
+        """Persist the person's turn and take its lease, in one transaction.
+
+        Raises:
+            AlreadyExists: the turn_id ran with another body (reason TURN_ID_REUSED).
+            Aborted: another turn of the session runs (reason TURN_IN_PROGRESS).
+            FailedPrecondition: the session is closed, or the persona may not speak.
+            LeaseLost: this owner is fenced off.
+        """
+        mac = self._vault.body_mac("turn", text)
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(
+                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, now() AS at"
+                " FROM sessions s, owners o WHERE s.session_pk = $1 AND o.owner = $2 AND o.fenced_at IS NULL"
+                " FOR UPDATE OF s FOR KEY SHARE OF o",
+                session.session_pk,
+                self.owner,
+            )
+            if row is None:
+                raise LeaseLost("this process was fenced off; try again", retry_after_s=1.0)
+            facts = await connection.fetchrow(
+                STANDING, session.tenant, session.persona, session.revision, session.user
+            )
+            found = standing(facts)
+            epoch = 0 if facts is None else facts["epoch"]
+            turn = await connection.fetchrow(
+                "SELECT turn_no, body_mac, state, owner, first_event_id FROM turns"
+                " WHERE session_pk = $1 AND turn_id = $2",
+                session.session_pk,
+                turn_id,
+            )
+            if turn is not None:
+                if turn["body_mac"] != mac:
+                    raise AlreadyExists(
+                        "turn_id names another turn of this session; choose a new one for new text",
+                        reason="TURN_ID_REUSED",
+                    )
+                return Admission(
+                    new=False,
+                    turn_no=turn["turn_no"],
+                    first_event_id=turn["first_event_id"],
+                    owner=turn["owner"],
+                    running=turn["state"] == "RUNNING",
+                    standing=found,
+                    epoch=epoch,
+                    history_from=row["history_from"],
+                    admitted_at=row["at"],
+                )
+            if row["state"] != "OPEN":
+                raise FailedPrecondition(
+                    "the session is closed; open a new one",
+                    reason="SESSION_CLOSED",
+                    violations=(("session", "closed"),),
+                )
+            require_speech(found)
+            if row["active_turn"] is not None:
+                raise Aborted(
+                    "another turn of this session runs; wait for it or cancel it",
+                    reason="TURN_IN_PROGRESS",
+                    metadata={"turn_id": row["active_turn"]},
+                )
+            turn_no, first = row["next_turn"], row["next_event_id"]
+            await connection.execute(
+                "WITH turn AS (INSERT INTO turns (session_pk, turn_no, turn_id, body_mac, user_text, owner, epoch,"
+                "  lease_expires_at, first_event_id, reserved_to, created_at)"
+                "  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, now())),"
+                " event AS (INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
+                "  VALUES ($1, $9, $2, $11, $12, now()))"
+                " UPDATE sessions SET active_turn = $3, next_turn = $2 + 1, next_event_id = $10 + 1"
+                " WHERE session_pk = $1",
+                session.session_pk,
+                turn_no,
+                turn_id,
+                mac,
+                cipher.seal(text.encode(), _turn_place(session.session_pk, turn_no, "user")),
+                self.owner,
+                self._epoch,
+                self._lease,
+                first,
+                first + RESERVED_EVENTS,
+                started.kind,
+                cipher.seal(encode(started), _event_place(session.session_pk, first)),
+            )
+        return Admission(
+            new=True,
+            turn_no=turn_no,
+            first_event_id=first,
+            owner=self.owner,
+            running=True,
+            standing=found,
+            epoch=epoch,
+            history_from=row["history_from"],
+            admitted_at=row["at"],
+        )
+
+    def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:
+        """An event, sealed, for the writer."""
+        return EventRow(
+            session_pk=session_pk,
+            event_id=event.event_id,
+            turn_no=turn_no,
+            kind=event.body.kind,
+            body=cipher.seal(encode(event.body), _event_place(session_pk, event.event_id)),
+            created_at=event.time,
+        )
+
+    async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
+        """Record a policy decision, without the text it judged; durable on return."""
+        decision_id = uuid4()
+        await self._database.execute(
+            "INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action, category,"
+            " reason_code, rules, scores, bundle_version)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING",
+            decision_id,
+            session.tenant,
+            session.persona,
+            session.session_pk,
+            turn_no,
+            decision.stage.value,
+            decision.action.value,
+            decision.category,
+            decision.reason_code,
+            [rule.rule_id for rule in decision.rules],
+            orjson.dumps(dict(decision.scores)).decode(),
+            decision.bundle_version,
+        )
+        return decision_id
+
+    async def finish(
+        self,
+        session: SessionRow,
+        turn_no: int,
+        cipher: ScopeCipher,
+        *,
+        state: str,
+        finish_reason: str,
+        reply: str,
+        in_history: bool,
+        events: Sequence[Event],
+        memory: MemoryRecord | None,
+        history_from: int,
+    ) -> None:
+        """End a turn: its last events, its projection and what it leaves to remember, in one transaction.
+
+        Raises:
+            LeaseLost: another owner closed it.
+        """
+        async with self._database.transaction() as connection:
+            held = await connection.fetchval(
+                "SELECT true FROM turns t JOIN owners o USING (owner) WHERE t.session_pk = $1 AND t.turn_no = $2"
+                " AND t.owner = $3 AND o.fenced_at IS NULL FOR UPDATE OF t FOR KEY SHARE OF o",
+                session.session_pk,
+                turn_no,
+                self.owner,
+            )
+            if not held:
+                raise LeaseLost("another owner closed this turn")
+            rows = [self.row(session.session_pk, turn_no, cipher, event) for event in events]
+            await connection.fetchval(
+                "SELECT append_events($1, $2, $3, $4, $5, $6, $7)",
+                self.owner,
+                [row.session_pk for row in rows],
+                [row.event_id for row in rows],
+                [row.turn_no for row in rows],
+                [row.kind for row in rows],
+                [row.body for row in rows],
+                [row.created_at for row in rows],
+            )
+            await self._end_turn(
+                connection,
+                session.session_pk,
+                turn_no,
+                cipher,
+                state,
+                finish_reason,
+                reply,
+                in_history,
+                events[-1].event_id,
+                events[-1].time,
+                history_from,
+            )
+            if memory is not None:
+                await self._memories.insert(connection, memory)
+
+    async def _end_turn(
+        self,
+        connection: Connection,
+        session_pk: int,
+        turn_no: int,
+        cipher: ScopeCipher,
+        state: str,
+        finish_reason: str,
+        reply: str,
+        in_history: bool,
+        last_event_id: int,
+        at: datetime,
+        history_from: int = 0,
+    ) -> None:
+        # A retry after a lost connection finds the turn ended and changes nothing.
+        await connection.execute(
+            "WITH ended AS (UPDATE turns SET state = $3, finish_reason = $4, reply_text = $5, in_history = $6,"
+            "  last_event_id = $7, ended_at = $8 WHERE session_pk = $1 AND turn_no = $2 AND state = 'RUNNING'"
+            "  RETURNING turn_id)"
+            " UPDATE sessions SET active_turn = NULL, next_event_id = $7 + 1,"
+            "  history_from = greatest(history_from, $9)"
+            " WHERE session_pk = $1 AND active_turn IN (SELECT turn_id FROM ended)",
+            session_pk,
+            turn_no,
+            state,
+            finish_reason,
+            cipher.seal(reply.encode(), _turn_place(session_pk, turn_no, "reply")),
+            in_history,
+            last_event_id,
+            at,
+            history_from,
+        )
+
+    async def turn(self, session: SessionRow, turn_id: str) -> TurnRow:
+        """One turn.
+
+        Raises:
+            NotFound: the session has none of that id.
+        """
+        row = await self._database.fetchrow(
+            "SELECT * FROM turns WHERE session_pk = $1 AND turn_id = $2", session.session_pk, turn_id
+        )
+        if row is None:
+            raise NotFound(f"{session.name.session_name()}/turns/{turn_id} does not exist")
+        return await self._turn(row, await self._vault.cipher_by_key(session.scope))
+
+    async def turns(self, session: SessionRow, *, after: int, limit: int, live: bool = True) -> list[TurnRow]:
+        """Turns with a number above `after`, oldest first; `live` reads a running turn's reply from its events."""
+        rows = await self._database.fetch(
+            "SELECT * FROM turns WHERE session_pk = $1 AND turn_no > $2 ORDER BY turn_no LIMIT $3",
+            session.session_pk,
+            after,
+            limit,
+        )
+        cipher = await self._vault.cipher_by_key(session.scope)
+        return [await self._turn(row, cipher, live=live) for row in rows]
+
+    async def _turn(self, row: asyncpg.Record, cipher: ScopeCipher, *, live: bool = True) -> TurnRow:
+        session_pk, turn_no = row["session_pk"], row["turn_no"]
+        if row["reply_text"] is not None:
+            reply = cipher.open(row["reply_text"], _turn_place(session_pk, turn_no, "reply")).decode()
+        elif live:
+            events = await self._database.fetch(
+                "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 AND kind = 'text_delta' ORDER BY event_id",
+                session_pk,
+                turn_no,
+            )
+            bodies = [event.body for event in await self._decode(events, cipher, {})]
+            reply = "".join(body.text for body in bodies if isinstance(body, TextDelta))
+        else:
+            reply = ""
+        return TurnRow(
+            turn_no=turn_no,
+            turn_id=row["turn_id"],
+            state=row["state"],
+            finish_reason=row["finish_reason"],
+            user_text=cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode(),
+            reply_text=reply,
+            in_history=row["in_history"],
+            first_event_id=row["first_event_id"],
+            last_event_id=row["last_event_id"],
+            created_at=row["created_at"],
+            ended_at=row["ended_at"],
+        )
+
+    # -- events --------------------------------------------------------------
+
+    async def events(
+        self, session: SessionRow, *, after: int, limit: int, turn_no: int | None = None
+    ) -> list[Event]:
+        """Recorded events with an id above `after`, in order.
+
+        Raises:
+            ScopeErased: their text was erased.
+        """
+        rows = await self._database.fetch(
+            "SELECT e.*, t.turn_id FROM events e JOIN turns t USING (session_pk, turn_no)"
+            " WHERE session_pk = $1 AND event_id > $2 AND ($4::integer IS NULL OR turn_no = $4)"
+            " ORDER BY event_id LIMIT $3",
+            session.session_pk,
+            after,
+            limit,
+            turn_no,
+        )
+        cipher = await self._vault.cipher_by_key(session.scope)
+        return await self._decode(rows, cipher, {row["turn_no"]: row["turn_id"] for row in rows})
+
+    async def last_event_id(self, session: SessionRow) -> int:
+        """Id of the newest recorded event, 0 if there is none."""
+        found = await self._database.fetchval(
+            "SELECT max(event_id) FROM events WHERE session_pk = $1", session.session_pk
+        )
+        return int(found or 0)
+
+    async def _decode(
+        self, rows: Sequence[asyncpg.Record], cipher: ScopeCipher, turn_ids: dict[int, str]
+    ) -> list[Event]:
+        return [
+            Event(
+                event_id=row["event_id"],
+                turn_id=turn_ids.get(row["turn_no"], ""),
+                time=row["created_at"],
+                body=decode(row["kind"], cipher.open(row["body"], _event_place(row["session_pk"], row["event_id"]))),
+            )
+            for row in rows
+        ]
+
+
+def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at: datetime) -> MemoryRecord:
+    """The memory that a person's turn leaves: their own words."""
+    return MemoryRecord(
+        memory_id=uuid4(),
+        scope=scope,
+        text=text,
+        speaker=user,
+        occurred_at=at,
+        thread=f"session/{session}",
+        ordinal=turn_no,
+        source=MemorySource.TURN,
+        created_at=at,
+        external_id="",
+    )
+
+
+def owned_elsewhere() -> Unavailable:
+    """The error for a running turn that another process owns."""
+    return Unavailable(
+        "the turn runs in another process; attach there or try again when it has ended",
+        reason="TURN_OWNED_ELSEWHERE",
+        retry_after_s=1.0,
+    )
+
+
+def _event_place(session_pk: int, event_id: int) -> str:
+    return f"event/{session_pk}/{event_id}"
+
+
+def _turn_place(session_pk: int, turn_no: int, column: str) -> str:
+    return f"turn/{session_pk}/{turn_no}/{column}"
+
+
+def _session(row: asyncpg.Record) -> SessionRow:
+    return SessionRow(
+        session_pk=row["session_pk"],
+        tenant=row["tenant"],
+        persona=row["persona"],
+        session=row["session"],
+        user=row["user_id"],
+        scope=row["scope"],
+        revision=row["revision"],
+        state=row["state"],
+        age_band=row["age_band"],
+        region_code=row["region_code"],
+        disclosure=row["disclosure"],
+        history_from=row["history_from"],
+        active_turn=row["active_turn"] or "",
+        created_at=row["created_at"],
+        closed_at=row["closed_at"],
+    )

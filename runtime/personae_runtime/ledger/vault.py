@@ -1,0 +1,206 @@
+"""Encryption per scope, and the keyed hashes that stand for people.
+
+A scope is (tenant, persona, user); with an empty user it is the persona's own.
+Each scope has a random 256-bit key, kept in the ledger wrapped (RFC 3394) by a
+key derived (HKDF-SHA256) from the master key. Text is sealed with AES-256-GCM
+under its scope's key, bound by associated data to the row it stands in, so
+destroying the key erases the text and a sealed value can't be moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import secrets
+import stat
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+from personae_runtime.errors import ConfigError, PersonaeError
+from personae_runtime.ledger.database import Connection, Database
+
+_NONCE_BYTES = 12
+_CACHED_SCOPES = 20_000
+
+
+class ScopeErased(PersonaeError):
+    """The scope's key was destroyed; its text can't be read by anybody."""
+
+    reason = "SCOPE_ERASED"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose words these are. An empty `user` is the persona's (owner's) own scope."""
+
+    tenant: str
+    persona: str
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeCipher:
+    """Seals and opens text of one scope.
+
+    Attributes:
+        scope: the scope key.
+        marker: random text that opens the scope's part of a prompt, so that
+            rotating it makes cached KV blocks of the scope unreachable.
+    """
+
+    scope: str
+    marker: str
+    aead: AESGCM
+
+    def seal(self, plaintext: bytes, place: str) -> bytes:
+        """Nonce and ciphertext; `place` names the row and column it is bound to."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self.aead.encrypt(nonce, plaintext, place.encode())
+
+    def open(self, sealed: bytes, place: str) -> bytes:
+        """The plaintext.
+
+        Raises:
+            ScopeErased: another key sealed it, or it stands in another place.
+        """
+        try:
+            return self.aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], place.encode())
+        except InvalidTag:
+            raise ScopeErased("a sealed text does not open with its scope's key") from None
+
+
+def load_master_key(configured: str | None, data_dir: Path, *, development: bool) -> bytes:
+    """The 32-byte master key: from configuration, or in development from an owner-readable file.
+
+    Raises:
+        ConfigError: it is missing in production, malformed, or its file is readable by others.
+    """
+    example = "PERSONAE_LEDGER__MASTER_KEY=$(openssl rand -base64 32)"
+    if configured is not None:
+        try:
+            key = base64.b64decode(configured, validate=True)
+        except binascii.Error:
+            key = b""
+        if len(key) != 32:
+            raise ConfigError(f"ledger.master_key must be base64 of 32 bytes, for example {example}")
+        return key
+    if not development:
+        raise ConfigError(f"ledger.master_key is required outside a development profile, for example {example}")
+    path = data_dir / "master.key"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise ConfigError(f"{path} is readable by others (mode {mode:o}); run: chmod 600 {path}") from None
+        key = base64.b64decode(path.read_bytes())
+        if len(key) != 32:
+            raise ConfigError(f"{path} does not hold base64 of 32 bytes; restore it from a backup") from None
+        return key
+    key = secrets.token_bytes(32)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(base64.b64encode(key))
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+class Vault:
+    """Scope keys: made, wrapped, cached and destroyed.
+
+    Args:
+        master: 32 bytes.
+        database: where wrapped keys lie.
+    """
+
+    def __init__(self, master: bytes, database: Database) -> None:
+        self._wrap_key = _derive(master, b"wrap")
+        self._scope_key = _derive(master, b"scope")
+        self._body_key = _derive(master, b"body")
+        self._check = _derive(master, b"check")
+        self._database = database
+        self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
+
+    async def verify(self) -> None:
+        """Check that this is the key the ledger was made with.
+
+        Raises:
+            ConfigError: it is not; nothing could be read.
+        """
+        tag = await self._database.fetchval(
+            "INSERT INTO vault_check (tag) VALUES ($1) ON CONFLICT (one) DO UPDATE SET one = true RETURNING tag",
+            self._check,
+        )
+        if not hmac.compare_digest(tag, self._check):
+            raise ConfigError(
+                "ledger.master_key is not the key this ledger was made with; "
+                "configure the original key (in development: master.key in data_dir)"
+            )
+
+    def scope_key(self, scope: Scope) -> str:
+        """HMAC-SHA256 of the scope, hex: the only form in which a person's id enters an index."""
+        return hmac.new(self._scope_key, _joined(scope.tenant, scope.persona, scope.user), sha256).hexdigest()
+
+    def body_mac(self, *parts: str) -> bytes:
+        """Keyed hash of a request body, to tell a repeat from another request without keeping it."""
+        return hmac.new(self._body_key, _joined(*parts), sha256).digest()
+
+    async def cipher(self, scope: Scope) -> ScopeCipher:
+        """The scope's cipher; its key is made at first use.
+
+        Raises:
+            ScopeErased: the key was destroyed.
+        """
+        key = self.scope_key(scope)
+        return await self.cipher_by_key(key)
+
+    async def cipher_by_key(self, key: str, connection: Connection | None = None) -> ScopeCipher:
+        """As `cipher`, for a scope key read from the ledger."""
+        found = self._cache.get(key)
+        if found is not None:
+            self._cache.move_to_end(key)
+            return found
+        source = connection or self._database
+        query = "SELECT wrapped_key, marker, destroyed_at FROM scopes WHERE scope = $1"
+        row = await source.fetchrow(query, key)
+        if row is None:
+            wrapped = aes_key_wrap(self._wrap_key, secrets.token_bytes(32))
+            await source.execute(
+                "INSERT INTO scopes (scope, wrapped_key, marker) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                key,
+                wrapped,
+                secrets.token_hex(8),
+            )
+            row = await source.fetchrow(query, key)
+            assert row is not None
+        if row["destroyed_at"] is not None:
+            raise ScopeErased("the scope's key was destroyed")
+        try:
+            unwrapped = aes_key_unwrap(self._wrap_key, row["wrapped_key"])
+        except InvalidUnwrap:
+            raise ConfigError("a scope key does not unwrap: ledger.master_key is not the original one") from None
+        cipher = ScopeCipher(scope=key, marker=row["marker"], aead=AESGCM(unwrapped))
+        self._cache[key] = cipher
+        if len(self._cache) > _CACHED_SCOPES:
+            self._cache.popitem(last=False)
+        return cipher
+
+
+def _derive(master: bytes, purpose: bytes) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"personae.v1/" + purpose).derive(master)
+
+
+def _joined(*parts: str) -> bytes:
+    # Length-prefixed, so that no two different tuples join to the same bytes.
+    encoded = [part.encode() for part in parts]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)

@@ -1,0 +1,127 @@
+"""Group commit of session events: many turns, one transaction, one flush to disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+from personae_runtime.errors import LeaseLost, LedgerUnavailable
+from personae_runtime.ledger.database import Database
+
+_MAX_BATCH = 2000
+_RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One event as it is stored: sealed, in its place."""
+
+    session_pk: int
+    event_id: int
+    turn_no: int
+    kind: str
+    body: bytes
+    created_at: datetime
+
+
+class EventWriter:
+    """Appends events durably for one owner.
+
+    One transaction is in flight at a time; what arrives meanwhile goes into the
+    next, so the batch grows with the load. A batch that fails because the
+    server is away is tried again for `timeout_s`: the ids are this owner's
+    alone, so a repeat can't write twice.
+
+    Args:
+        observe: called with (rows, seconds) after each commit.
+    """
+
+    def __init__(
+        self, database: Database, owner: str, *, timeout_s: float, observe: Callable[[int, float], None] | None = None
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._timeout_s = timeout_s
+        self._observe = observe
+        self._pending: list[tuple[list[EventRow], asyncio.Future[None]]] = []
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._task = asyncio.create_task(self._run(), name="event-writer")
+
+    async def close(self) -> None:
+        """Write what is pending and stop. Safe to call twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            while self._pending:
+                await asyncio.gather(*(future for _, future in self._pending), return_exceptions=True)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def append(self, rows: list[EventRow]) -> asyncio.Future[None]:
+        """Queue rows; the future ends when they are durable.
+
+        The future raises:
+            LeaseLost: this owner is fenced off.
+            LedgerUnavailable: not committed in time, or the outcome is unknown.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append((rows, future))
+        self._wake.set()
+        return future
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                batch: list[tuple[list[EventRow], asyncio.Future[None]]] = []
+                size = 0
+                for item in self._pending:
+                    batch.append(item)
+                    size += len(item[0])
+                    if size >= _MAX_BATCH:
+                        break
+                del self._pending[: len(batch)]
+                error = await self._commit([row for rows, _ in batch for row in rows])
+                for _, future in batch:
+                    if future.done():
+                        continue
+                    if error is None:
+                        future.set_result(None)
+                    else:
+                        future.set_exception(error)
+
+    async def _commit(self, rows: list[EventRow]) -> Exception | None:
+        begun = time.monotonic()
+        columns = (
+            [row.session_pk for row in rows],
+            [row.event_id for row in rows],
+            [row.turn_no for row in rows],
+            [row.kind for row in rows],
+            [row.body for row in rows],
+            [row.created_at for row in rows],
+        )
+        while True:
+            try:
+                async with self._database.connection() as connection:
+                    held = await connection.fetchval(
+                        "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", self._owner, *columns
+                    )
+                if self._observe is not None:
+                    self._observe(len(rows), time.monotonic() - begun)
+                return None if held else LeaseLost("this process was fenced off; its turns belong to another")
+            except LedgerUnavailable as error:
+                if time.monotonic() - begun >= self._timeout_s:
+                    return error
+                await asyncio.sleep(_RETRY_S)
+            except Exception as error:
+                # A fault of the batch, not of the server: its turns must hear of it.
+                return error
