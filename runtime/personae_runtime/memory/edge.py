@@ -1,0 +1,317 @@
+"""The embedded index: Qdrant Edge, the real engine in this process.
+
+One shard in one directory, owned by one process. Every call into it is blocking
+and goes through one thread; searches overtake writes that are queued.
+
+Layout of the directory: `lock` (held with flock while open), `shard/` (the
+engine's files). A shard is made and removed under another name, so that a crash
+in between leaves either the whole shard or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+from uuid import UUID
+
+import qdrant_edge as edge
+
+from personae_runtime.errors import ConfigError, FailedPrecondition, InvalidArgument
+from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryPoint, SparseVector
+from personae_runtime.memory.worker import Lane, LaneWorker
+
+T = TypeVar("T")
+
+NEVER: Final = float(2**53)
+"""`expires_at` of a point that does not expire, Unix seconds: beyond any clock,
+so that one range condition serves every point."""
+
+RRF_K: Final = 2
+"""Constant of reciprocal rank fusion. `docs/memory.md` has the figures."""
+
+RRF_WEIGHTS: Final = (2.0, 1.0)
+"""Lexical, dense. The engine scores place i (from 0) in an arm of weight w as
+1 / ((i + 1) / w + RRF_K - 1) and adds the arms up."""
+
+PREFETCH_MIN: Final = 100
+"""Least candidates per arm, so that a short list still fuses well."""
+
+OPTIMIZE_EVERY: Final = 2_000
+"""Written points after which `flush` lets the engine merge and index its segments."""
+
+_LEXICAL: Final = "lexical"
+_DENSE: Final = "dense"
+_SCOPE: Final = "scope"
+_EXPIRES_AT: Final = "expires_at"
+
+
+class CorruptIndex(ConfigError):
+    """The index directory can't be read; it is to be rebuilt from the ledger."""
+
+    reason = "INDEX_CORRUPT"
+
+
+class EdgeMemoryIndex:
+    """`MemoryIndex` on a Qdrant Edge shard.
+
+    Args:
+        directory: the index's own; made if absent, readable by its owner only.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._worker: LaneWorker | None = None
+        self._shard: edge.EdgeShard | None = None
+        self._lock: int | None = None
+        self._written = 0
+
+    async def open(self) -> None:
+        """Open the shard, or create it.
+
+        Raises:
+            ConfigError: another process (or another index of this one) has the directory open.
+            CorruptIndex: what is there is no readable shard; `recreate` discards it.
+        """
+        await self._start(self._open_shard)
+
+    async def recreate(self) -> None:
+        """Open with an empty shard, whatever was there before, readable or not.
+
+        Raises:
+            ConfigError: as `open`.
+        """
+        await self._start(self._replace_shard)
+
+    async def upsert(self, points: Sequence[MemoryPoint]) -> None:
+        """Insert or replace points by id.
+
+        Raises:
+            InvalidArgument: a vector is not finite, has the wrong length, or
+                repeats a sparse index; nothing was written.
+        """
+
+        def call(shard: edge.EdgeShard) -> None:
+            # The engine logs an operation before it looks at it: check first.
+            batch = [_to_point(point) for point in points]
+            shard.update(edge.UpdateOperation.upsert_points(batch))
+            self._written += len(batch)
+
+        if points:
+            await self._run(call)
+
+    async def delete(self, memory_ids: Sequence[UUID]) -> None:
+        """Remove points; unknown ids are ignored."""
+
+        def call(shard: edge.EdgeShard) -> None:
+            shard.update(edge.UpdateOperation.delete_points(list(memory_ids)))
+            self._written += len(memory_ids)
+
+        if memory_ids:
+            await self._run(call)
+
+    async def flush(self) -> None:
+        """Return when everything before this call survives a SIGKILL of the process."""
+
+        def call(shard: edge.EdgeShard) -> None:
+            shard.flush()
+            if self._written >= OPTIMIZE_EVERY:
+                self._written = 0
+                if shard.optimize():
+                    shard.flush()
+
+        await self._run(call)
+
+    async def search(
+        self,
+        scope: str,
+        sparse: SparseVector | None,
+        dense: Sequence[float] | None,
+        *,
+        limit: int,
+        now: float,
+    ) -> list[IndexHit]:
+        """Hybrid search in one scope; see `MemoryIndex.search`.
+
+        IDF counts the points of the scope alone: other people's words neither
+        shift a ranking nor show through it. Equal scores are ordered by id.
+
+        Raises:
+            InvalidArgument: a vector is not finite or has the wrong length.
+        """
+        if limit < 1 or (sparse is None and dense is None):
+            return []
+        in_scope = edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))
+        alive = edge.Filter(must=[in_scope, edge.FieldCondition(_EXPIRES_AT, range=edge.RangeFloat(gt=now))])
+        per_scope = edge.SearchParams(idf=edge.IdfParams(corpus=edge.Filter(must=[in_scope])))
+        lexical = None if sparse is None else edge.Query.Nearest(_to_sparse(sparse), using=_LEXICAL)
+        nearest = None if dense is None else edge.Query.Nearest(_to_dense(dense), using=_DENSE)
+        if lexical is None:
+            request = edge.QueryRequest(limit=limit, query=nearest, filter=alive)
+        elif nearest is None:
+            request = edge.QueryRequest(limit=limit, query=lexical, filter=alive, params=per_scope)
+        else:
+            depth = max(PREFETCH_MIN, 2 * limit)
+            request = edge.QueryRequest(
+                limit=limit,
+                query=edge.Fusion.Rrf(k=RRF_K, weights=list(RRF_WEIGHTS)),  # type: ignore[arg-type]  # a wrong stub
+                prefetches=[
+                    edge.Prefetch(limit=depth, query=lexical, filter=alive, params=per_scope),
+                    edge.Prefetch(limit=depth, query=nearest, filter=alive),
+                ],
+                filter=alive,
+            )
+        found = await self._run(lambda shard: shard.query(request), Lane.URGENT)
+        hits = [IndexHit(UUID(str(point.id)), point.score) for point in found]
+        hits.sort(key=lambda hit: (-hit.score, hit.memory_id))
+        return hits
+
+    async def count(self, scope: str | None = None) -> int:
+        """Points in a scope, or in all; expired ones count until they are deleted."""
+        where = None if scope is None else edge.Filter(must=[edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))])
+        return await self._run(lambda shard: shard.count(edge.CountRequest(exact=True, filter=where)))
+
+    async def clear(self) -> None:
+        """Remove every point: an empty shard takes the place of the old one."""
+        await self._run(lambda _: self._replace_shard())
+
+    async def close(self) -> None:
+        """Flush and release. Safe to call twice."""
+        worker, self._worker = self._worker, None
+        try:
+            if worker is not None:
+                try:
+                    await worker.run(self._close_shard)
+                finally:
+                    await worker.close()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    async def _start(self, opener: Callable[[], None]) -> None:
+        if self._worker is not None:
+            return
+        self._lock = await asyncio.to_thread(_take_lock, self._directory)
+        self._worker = LaneWorker("memory-index")
+        try:
+            await self._worker.run(opener)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _run(self, call: Callable[[edge.EdgeShard], T], lane: Lane = Lane.NORMAL) -> T:
+        if self._worker is None:
+            raise FailedPrecondition("the memory index is not open: await open() first", reason="INDEX_CLOSED")
+        return await self._worker.run(lambda: call(self._opened()), lane)
+
+    # Below here: in the worker's thread only.
+
+    def _opened(self) -> edge.EdgeShard:
+        if self._shard is None:
+            raise FailedPrecondition("the memory index is closed", reason="INDEX_CLOSED")
+        return self._shard
+
+    def _open_shard(self) -> None:
+        home = self._directory / "shard"
+        for leftover in ("shard.new", "shard.old"):
+            shutil.rmtree(self._directory / leftover, ignore_errors=True)
+        if not home.exists():
+            _create_shard(self._directory / "shard.new")
+            (self._directory / "shard.new").rename(home)
+        try:
+            self._shard = edge.EdgeShard.load(str(home))
+            self._shard.count(edge.CountRequest(exact=False))
+        except BaseException as error:
+            # A panic of the engine is a BaseException that is no Exception.
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            self._shard = None
+            raise CorruptIndex(
+                f"the memory index in {home} can't be read; "
+                "run `personae memory reindex` to rebuild it from the ledger",
+                metadata={"directory": str(home)},
+            ) from error
+
+    def _replace_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        home = self._directory / "shard"
+        if home.exists():
+            shutil.rmtree(self._directory / "shard.old", ignore_errors=True)
+            home.rename(self._directory / "shard.old")
+        self._written = 0
+        self._open_shard()
+
+    def _close_shard(self) -> None:
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            shard.flush()
+            shard.close()
+
+
+def _take_lock(directory: Path) -> int:
+    """Open and lock `directory`/lock; the lock goes when the process does."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"the memory index in {directory} is open in another process; stop that process, "
+            "or set `data_dir` to a directory of its own (such as PERSONAE_DATA_DIR=/var/lib/personae-2)",
+            reason="INDEX_IN_USE",
+            metadata={"directory": str(directory)},
+        ) from None
+    return descriptor
+
+
+def _create_shard(path: Path) -> None:
+    path.mkdir(mode=0o700)
+    shard = edge.EdgeShard.create(
+        str(path),
+        edge.EdgeConfig(
+            vectors={_DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
+            sparse_vectors={_LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
+            # No graph over all scopes (m=0): a query never leaves its scope, so
+            # only scopes too large for a scan get a graph of their own.
+            hnsw_config=edge.HnswIndexConfig(m=0, payload_m=16, ef_construct=100, full_scan_threshold=10_000),
+        ),
+    )
+    shard.update(edge.UpdateOperation.create_field_index(_SCOPE, edge.KeywordIndexParams(is_tenant=True)))
+    shard.update(edge.UpdateOperation.create_field_index(_EXPIRES_AT, edge.PayloadSchemaType.Float))
+    shard.flush()
+    shard.close()
+
+
+def _to_point(point: MemoryPoint) -> edge.Point:
+    vectors: dict[str, edge.NamedVector] = {_LEXICAL: _to_sparse(point.sparse)}
+    if point.dense is not None:
+        vectors[_DENSE] = _to_dense(point.dense)
+    expires_at = NEVER if point.expires_at is None else point.expires_at
+    if not math.isfinite(expires_at):
+        raise InvalidArgument(f"expires_at of {point.memory_id} is {expires_at}, expected finite Unix seconds")
+    return edge.Point(point.memory_id, vectors, {_SCOPE: point.scope, _EXPIRES_AT: float(expires_at)})
+
+
+def _to_sparse(vector: SparseVector) -> edge.SparseVector:
+    indices, values = list(vector.indices), [float(value) for value in vector.values]
+    if len(indices) != len(values) or len(set(indices)) != len(indices) or not all(map(math.isfinite, values)):
+        raise InvalidArgument("a sparse vector needs unique indices and as many finite values")
+    if any(not 0 <= index < 2**32 for index in indices):
+        raise InvalidArgument("a sparse index is outside 0 to 2^32 - 1")
+    return edge.SparseVector(indices, values)
+
+
+def _to_dense(vector: Sequence[float]) -> list[float]:
+    values = [float(value) for value in vector]
+    if len(values) != DENSE_DIM or not all(map(math.isfinite, values)):
+        raise InvalidArgument(f"a dense vector needs {DENSE_DIM} finite numbers, got {len(values)}")
+    return values

@@ -1,0 +1,172 @@
+"""Keeps the index at the ledger's heels.
+
+Crash safety rests on one order: index, flush, then move the cursor. Whatever is
+interrupted is done again, and doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+from uuid import UUID
+
+from personae_runtime.errors import PersonaeError
+from personae_runtime.memory.embedder import Embedder, Vector
+from personae_runtime.memory.index import MemoryIndex, MemoryPoint
+from personae_runtime.memory.lexical import dense_text, document_vector, lexical_text
+from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryRecord, MemoryStore
+
+DEFAULT_NAME: Final = "edge-v1"
+"""Names index and text scheme: a new scheme takes a new name and so starts from the ledger's first change."""
+
+Neighbours = tuple[MemoryRecord | None, MemoryRecord | None]
+
+_log = logging.getLogger(__name__)
+
+
+class Indexer:
+    """Follows the ledger's feed of memory changes into an index.
+
+    One indexer per index; its methods may be called concurrently and take turns.
+
+    Args:
+        index: opened.
+        store: the ledger.
+        embedder: None writes points without a dense vector; recall then finds
+            them by words alone until `reindex` runs with one.
+        name: the cursor's in the ledger.
+        batch: changes per flush.
+        poll_s: seconds after which the feed is looked at without a `notify`.
+    """
+
+    def __init__(
+        self,
+        index: MemoryIndex,
+        store: MemoryStore,
+        embedder: Embedder | None,
+        name: str = DEFAULT_NAME,
+        *,
+        batch: int = 64,
+        poll_s: float = 1.0,
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._embedder = embedder
+        self._name = name
+        self._batch = batch
+        self._poll_s = poll_s
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._checked = False
+
+    @property
+    def name(self) -> str:
+        """The cursor's name in the ledger."""
+        return self._name
+
+    def notify(self) -> None:
+        """Say that something was written; `run` looks at once. Call from the loop's thread."""
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the feed until `stop` is set; a batch that has begun is finished first.
+
+        A failure (the ledger away, a full disk) is logged and tried again at the next poll.
+        """
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                self._wake.clear()
+                try:
+                    while not stop.is_set() and await self._step():
+                        pass
+                except (PersonaeError, OSError):
+                    _log.warning("memory indexing failed; trying again in %.1f s", self._poll_s, exc_info=True)
+                woken = asyncio.create_task(self._wake.wait())
+                await asyncio.wait({stopped, woken}, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+        finally:
+            stopped.cancel()
+
+    async def catch_up(self) -> int:
+        """Take up everything the feed shows now; the number of changes taken up."""
+        total = 0
+        while taken := await self._step():
+            total += taken
+        return total
+
+    async def reindex(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+        """Empty the index and fill it again from the ledger; the number of changes taken up.
+
+        Args:
+            on_progress: told (changes done, changes in all) after each batch.
+        """
+        async with self._turn:
+            # The cursor first: a crash between the two then repeats work instead of losing it.
+            await self._store.save_cursor(self._name, ChangeCursor())
+            await self._index.clear()
+            await self._index.flush()
+            self._checked = True
+        total = await self._store.total_changes()
+        done = 0
+        on_progress(done, total)
+        while taken := await self._step():
+            done += taken
+            on_progress(done, max(done, total))
+        return done
+
+    async def _step(self) -> int:
+        async with self._turn:
+            cursor = await self._store.load_cursor(self._name)
+            if not self._checked:
+                if cursor != ChangeCursor() and await self._index.count() == 0:
+                    # The index was lost, or all of it forgotten: either way the feed tells.
+                    cursor = ChangeCursor()
+                self._checked = True
+            changes = await self._store.changes(cursor, self._batch)
+            if not changes:
+                return 0
+            await self._apply(changes)
+            await self._index.flush()
+            await self._store.save_cursor(self._name, changes[-1].cursor)
+            return len(changes)
+
+    async def _apply(self, changes: list[MemoryChange]) -> None:
+        changed = list(dict.fromkeys(change.memory_id for change in changes))
+        live = await self._store.read(changed)
+        around = await self._store.neighbours(changed)
+        # A memory's text is part of its neighbours' windows: they change with it, and with its end.
+        touched = dict(live)
+        for pair in around.values():
+            touched.update((other.memory_id, other) for other in pair if other is not None and other.thread)
+        missing = [memory_id for memory_id in touched if memory_id not in around]
+        if missing:
+            around = {**around, **await self._store.neighbours(missing)}
+        # Gone first: what was forgotten leaves the index even if an embedding fails.
+        await self._index.delete([memory_id for memory_id in changed if memory_id not in live])
+        if touched:
+            await self._index.upsert(await self._points(touched, around))
+
+    async def _points(
+        self, records: Mapping[UUID, MemoryRecord], around: Mapping[UUID, Neighbours]
+    ) -> list[MemoryPoint]:
+        # Without a thread there is no order, and so no neighbour.
+        windows = [
+            (record, *(around.get(record.memory_id, (None, None)) if record.thread else (None, None)))
+            for record in records.values()
+        ]
+        dense: list[Vector | None] = [None] * len(windows)
+        if self._embedder is not None:
+            dense = list(await self._embedder.embed([dense_text(*window) for window in windows], bulk=True))
+        return [
+            MemoryPoint(
+                memory_id=record.memory_id,
+                scope=record.scope,
+                sparse=document_vector(lexical_text(record, before, after)),
+                dense=None if vector is None else vector.tolist(),
+                expires_at=None if record.expires_at is None else record.expires_at.timestamp(),
+            )
+            for (record, before, after), vector in zip(windows, dense, strict=True)
+        ]

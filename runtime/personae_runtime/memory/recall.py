@@ -1,0 +1,142 @@
+"""Recall: the memories that help with a query, best first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+from personae_runtime.memory.embedder import Embedder, Vector
+from personae_runtime.memory.index import MemoryIndex
+from personae_runtime.memory.lexical import query_vector
+from personae_runtime.memory.store import MemoryRecord, MemoryStore
+
+CANDIDATES: Final = 60
+"""Hits read back from the store at least: room for what is excluded, forgotten or reranked away."""
+
+_log = logging.getLogger(__name__)
+
+
+class Fallback(StrEnum):
+    """Why a recall went on without the dense arm it should have had."""
+
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RecalledMemory:
+    """One result; `score` is higher for better ones and comparable within one recall only."""
+
+    record: MemoryRecord
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecallResult:
+    """What a query brought back.
+
+    Attributes:
+        items: best first.
+        lexical_only: the dense arm did not take part.
+    """
+
+    items: tuple[RecalledMemory, ...]
+    lexical_only: bool
+
+
+class Recall:
+    """Hybrid recall over one index and one store.
+
+    Args:
+        index: opened.
+        store: has the words, and the last word on what lives.
+        embedder: None recalls by words alone.
+        on_fallback: told each time the dense arm was missed; for a metric.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        index: MemoryIndex,
+        store: MemoryStore,
+        embedder: Embedder | None,
+        *,
+        on_fallback: Callable[[Fallback], None] = lambda reason: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._embedder = embedder
+        self._on_fallback = on_fallback
+        self._clock = clock
+
+    async def recall(
+        self,
+        scope: str,
+        query: str,
+        *,
+        limit: int,
+        dense_deadline_s: float,
+        embedding: Awaitable[Vector] | None = None,
+        exclude_ids: Collection[UUID] = (),
+        exclude_threads: Collection[str] = (),
+    ) -> RecallResult:
+        """Memories of one scope that bear on `query`.
+
+        Never fails for want of the embedder: the lexical arm is ready at once,
+        and the dense one joins if its vector is there in time.
+
+        Args:
+            scope: scope key, from the authenticated call.
+            query: the person's words.
+            limit: most items.
+            dense_deadline_s: seconds to wait for the query's embedding.
+            embedding: the query's vector if someone computes it already, so that
+                a turn embeds once; it is awaited under the same deadline and not
+                cancelled by it.
+            exclude_ids, exclude_threads: not wanted, such as the turns that the
+                prompt's history holds. They are left out of the candidates, so
+                that a long excluded thread may leave fewer than `limit`.
+
+        Raises:
+            LedgerUnavailable: the words can't be read.
+        """
+        dense = await self._dense(query, dense_deadline_s, embedding)
+        now = self._clock()
+        hits = await self._index.search(
+            scope,
+            query_vector(query),
+            None if dense is None else dense.tolist(),
+            limit=max(CANDIDATES, 2 * limit),
+            now=now,
+        )
+        wanted = [hit for hit in hits if hit.memory_id not in exclude_ids]
+        records = await self._store.read([hit.memory_id for hit in wanted]) if wanted else {}
+        items = [
+            RecalledMemory(record, hit.score)
+            for hit in wanted
+            # The index is a cache: a scope it has wrong must not get past the ledger's.
+            if (record := records.get(hit.memory_id)) is not None
+            and record.scope == scope
+            and record.thread not in exclude_threads
+        ]
+        return RecallResult(tuple(items[:limit]), lexical_only=dense is None)
+
+    async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
+        try:
+            if embedding is not None:
+                return await asyncio.wait_for(asyncio.shield(embedding), deadline_s)
+            if self._embedder is not None:
+                return (await asyncio.wait_for(self._embedder.embed([query]), deadline_s))[0]
+        except TimeoutError:
+            self._on_fallback(Fallback.DEADLINE)
+        except Exception:  # recall is worth having without it, whatever went wrong
+            _log.warning("the query could not be embedded; recalling by words alone", exc_info=True)
+            self._on_fallback(Fallback.ERROR)
+        return None
