@@ -1,0 +1,772 @@
+"""The one configuration model: every setting, its type, its default and its meaning.
+
+Sources, strongest first: arguments, environment (`PERSONAE_` and `__` between
+levels: `PERSONAE_GATEWAY__PORT=7400`), the TOML file named by `PERSONAE_CONFIG`
+or `--config`, defaults. They are merged key by key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import ipaddress
+import itertools
+import json
+import os
+import sys
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from personae_runtime.errors import ConfigError
+
+ENV_PREFIX = "PERSONAE_"
+"""Before every environment variable of a setting."""
+
+CONFIG_FILE_ENV = "PERSONAE_CONFIG"
+"""Environment variable that names the TOML file."""
+
+FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path; a leading `~` is the home directory."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class GatewaySettings(_Section):
+    """Where and how the API is served."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; must be a loopback address.", examples=["127.0.0.1"]
+    )
+    port: int = Field(7400, ge=0, le=65535, description="TCP port; 0 picks a free one.", examples=[7400])
+    max_message_bytes: int = Field(
+        1 << 20, ge=1 << 10, description="Largest request message, bytes.", examples=[1048576]
+    )
+    max_metadata_bytes: int = Field(
+        8 << 10, ge=1 << 10, description="Largest request metadata, bytes.", examples=[8192]
+    )
+    max_concurrent_streams: int = Field(1000, ge=1, description="HTTP/2 streams per connection.", examples=[1000])
+    max_concurrent_rpcs: int = Field(
+        4000,
+        ge=1,
+        description="RPCs in flight per process; beyond it calls fail with RESOURCE_EXHAUSTED.",
+        examples=[4000],
+    )
+    keepalive_time_s: float = Field(30.0, gt=0, description="Seconds between keepalive pings.", examples=[30])
+    max_connection_age_s: float = Field(
+        3600.0, gt=0, description="Seconds after which a connection is asked to go away.", examples=[3600]
+    )
+    view_buffer_events: int = Field(
+        256,
+        ge=8,
+        description="Events a slow stream may lag behind before it is dropped (the turn goes on).",
+        examples=[256],
+    )
+    drain_grace_s: float = Field(
+        10.0, ge=0, description="Seconds that running turns get to end on shutdown.", examples=[10]
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _loopback_only(cls, host: str) -> str:
+        try:
+            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError("a loopback address: serving other machines needs TLS, which is not available yet")
+        return host
+
+
+class LedgerSettings(_Section):
+    """PostgreSQL: the source of truth."""
+
+    dsn: SecretStr | None = Field(
+        None,
+        description="PostgreSQL DSN; unset runs an embedded server in data_dir.",
+        examples=["postgresql://personae@localhost/personae"],
+    )
+    pool_size: int = Field(8, ge=2, le=200, description="Connections per process.", examples=[8])
+    commit_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds after which a commit counts as failed.", examples=[5]
+    )
+    lease_s: float = Field(
+        10.0, ge=1, description="Seconds a running turn's lease lasts; renewed at a third of it.", examples=[10]
+    )
+    master_key: SecretStr | None = Field(
+        None,
+        description="Base64 of 32 bytes that wrap the scope keys. Required in production; "
+        "development generates an owner-readable file.",
+        examples=["output of: openssl rand -base64 32"],
+    )
+
+    @field_validator("dsn")
+    @classmethod
+    def _is_postgresql(cls, dsn: SecretStr | None) -> SecretStr | None:
+        if dsn is not None and not dsn.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("a DSN that starts with postgresql://")
+        return dsn
+
+    @field_validator("master_key")
+    @classmethod
+    def _is_32_bytes(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            try:
+                size = len(base64.b64decode(key.get_secret_value(), validate=True))
+            except binascii.Error:
+                size = 0
+            if size != 32:
+                raise ValueError("base64 of exactly 32 bytes")
+        return key
+
+
+class EngineSettings(_Section):
+    """The model that writes."""
+
+    kind: Literal["llamacpp", "synthetic"] = Field("llamacpp", description="Which engine.", examples=["llamacpp"])
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Model name, see `personae models list`.",
+        examples=["smollm2-135m-instruct"],
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of llama.cpp; 0 means all cores.", examples=[2])
+    parallel: int = Field(16, ge=1, le=256, description="Requests generated at once.", examples=[16])
+    max_waiting: int = Field(
+        64, ge=0, description="Requests queued beyond that; more fail with RESOURCE_EXHAUSTED.", examples=[64]
+    )
+    context_tokens: int = Field(2048, ge=256, description="Context of one request, tokens.", examples=[2048])
+    max_output_tokens: int = Field(
+        160, ge=1, le=4096, description="Default length limit of a reply, tokens.", examples=[160]
+    )
+    temperature: float = Field(0.6, ge=0, le=2, description="Default sampling temperature.", examples=[0.6])
+    synthetic_ttft_ms: float = Field(
+        20.0, ge=0, description="Synthetic engine: milliseconds to the first token.", examples=[20]
+    )
+    synthetic_itl_ms: float = Field(
+        10.0, ge=0, description="Synthetic engine: milliseconds between tokens.", examples=[10]
+    )
+    synthetic_tokens: int = Field(64, ge=1, description="Synthetic engine: tokens of a reply.", examples=[64])
+    synthetic_seed: int = Field(0, description="Synthetic engine: seed of clock and text.", examples=[0])
+    synthetic_text: str | None = Field(
+        None,
+        description="Synthetic engine: the text to repeat; unset draws words by seed.",
+        examples=["It is a fine day."],
+    )
+
+
+class MemorySettings(_Section):
+    """Recall."""
+
+    enabled: bool = Field(True, description="Recall and remember.", examples=[True])
+    recall_limit: int = Field(5, ge=1, le=50, description="Memories put before the model in one turn.", examples=[5])
+    dense: bool = Field(True, description="Use the dense (embedding) arm beside the lexical one.", examples=[True])
+    dense_deadline_ms: float = Field(
+        25.0, ge=0, description="Milliseconds the embedding may take before recall goes on without it.", examples=[25]
+    )
+
+
+class PolicySettings(_Section):
+    """The policy gate."""
+
+    bundle: FilePath | None = Field(
+        None, description="Bundle file; unset is the one that ships.", examples=["policy/bundle.yaml"]
+    )
+    scorers: tuple[Literal["ngram"], ...] = Field(
+        ("ngram",),
+        description="Scorers before every released unit. Only a development profile may run without.",
+        examples=[["ngram"]],
+    )
+    scorer_timeout_ms: float = Field(
+        1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]
+    )
+
+
+class SessionSettings(_Section):
+    """Turns and their limits."""
+
+    orphan_timeout_s: float = Field(
+        30.0, gt=0, description="Seconds without any view after which a turn is cancelled.", examples=[30]
+    )
+    turn_timeout_s: float = Field(300.0, gt=0, description="Seconds a turn may run.", examples=[300])
+    max_running_turns: int = Field(
+        1000, ge=1, description="Turns at once per process; more fail with RESOURCE_EXHAUSTED.", examples=[1000]
+    )
+    turns_per_minute: int = Field(
+        120, ge=1, description="Turns per user and minute; more fail with RESOURCE_EXHAUSTED.", examples=[120]
+    )
+    history_tokens: int = Field(
+        900, ge=0, description="History put before the model, tokens; truncated in big steps.", examples=[900]
+    )
+    coalesce_max_ms: float = Field(
+        100.0, ge=0, description="Longest a cleared unit waits for company under load, milliseconds.", examples=[100]
+    )
+
+
+class ApiKey(_Section):
+    """A key and what it may do."""
+
+    id: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name in logs and traces.", examples=["backend-1"]
+    )
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$",
+        description="Hex SHA-256 of the key; the key itself is never stored.",
+        examples=["output of: printf %s KEY | sha256sum"],
+    )
+    tenant: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The tenant it speaks for.", examples=["acme"]
+    )
+    user: str | None = Field(
+        None, description="Set, it is a user token: only this user's sessions and memories.", examples=["u-17"]
+    )
+    permissions: tuple[str, ...] = Field(
+        ("*",),
+        description="Permissions such as `sessions.converse`; `*` is all.",
+        examples=[["sessions.*", "memories.list"]],
+    )
+
+
+class AuthSettings(_Section):
+    """Who may call."""
+
+    api_keys: tuple[ApiKey, ...] = Field(
+        (), description="Keys. A development profile without any generates one and prints it once.", examples=[[]]
+    )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_differ(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        for name in ("id", "sha256"):
+            if len({getattr(key, name) for key in keys}) < len(keys):
+                raise ValueError(f"keys that differ in `{name}`")
+        return keys
+
+
+class TelemetrySettings(_Section):
+    """Traces, metrics and logs."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/gRPC endpoint; unset exports nothing.", examples=["http://127.0.0.1:4317"]
+    )
+    service_name: str = Field(
+        "personae-gateway", description="`service.name` of the resource.", examples=["personae-gateway"]
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of turns traced.", examples=[0.1])
+    metric_interval_s: float = Field(15.0, gt=0, description="Seconds between metric exports.", examples=[15])
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level logged.", examples=["INFO"]
+    )
+    log_format: Literal["json", "console"] = Field("json", description="`console` for people.", examples=["json"])
+
+
+def default_data_dir() -> Path:
+    """`~/.local/share/personae`, or under XDG_DATA_HOME."""
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "personae"
+
+
+def default_models_dir() -> Path:
+    """Beside the installed packages, so that a virtual environment holds its own models."""
+    return Path(sys.prefix) / "share" / "personae" / "models"
+
+
+class Settings(BaseSettings):
+    """Everything a host can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    profile: Literal["development", "production"] = Field(
+        "development",
+        description="`production` turns off reflection, generated keys and the synthetic engine.",
+        examples=["production"],
+    )
+    data_dir: FilePath = Field(
+        default_factory=default_data_dir,
+        description="Where the embedded host keeps its state.",
+        examples=["/var/lib/personae"],
+        json_schema_extra={"default": "~/.local/share/personae"},
+    )
+    models_dir: FilePath = Field(
+        default_factory=default_models_dir,
+        description="Where model files lie.",
+        examples=["/opt/personae/models"],
+        json_schema_extra={"default": "share/personae/models in the Python environment"},
+    )
+    gateway: GatewaySettings = GatewaySettings()
+    ledger: LedgerSettings = LedgerSettings()
+    engine: EngineSettings = EngineSettings()
+    memory: MemorySettings = MemorySettings()
+    policy: PolicySettings = PolicySettings()
+    sessions: SessionSettings = SessionSettings()
+    auth: AuthSettings = AuthSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _production_is_strict(self) -> Self:
+        if self.profile != "production":
+            return self
+        wrong: dict[str, str] = {}
+        if self.ledger.master_key is None:
+            wrong["ledger.master_key"] = "set in production: only development generates a key"
+        if self.engine.kind == "synthetic":
+            wrong["engine.kind"] = "an engine with a model: `synthetic` is for load tests in development"
+        if not self.policy.scorers:
+            wrong["policy.scorers"] = "at least one scorer: only development may run without"
+        if wrong:
+            # One error that names several keys: a validator of the whole model has no key of its own.
+            raise PydanticCustomError("production_profile", "not allowed in production", {"wrong": wrong})
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's values come in by `_file`, below the environment.
+        init = dict(cast(InitSettingsSource, init_settings).init_kwargs)
+        file_values = cast("dict[str, Any]", init.pop("_file", {}))
+        return (
+            InitSettingsSource(settings_cls, init),
+            env_settings,
+            InitSettingsSource(settings_cls, file_values),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One setting, as documentation and error messages show it.
+
+    Attributes:
+        key: dotted, as in the TOML file: `gateway.port`.
+        env: environment variable: `PERSONAE_GATEWAY__PORT`.
+        type: what is accepted, in words: "integer, 0 to 65535".
+        default: as TOML; "unset" for None, words where it depends on the machine.
+        description: one or two sentences.
+        example: as TOML.
+        secret: its value is never shown.
+    """
+
+    key: str
+    env: str
+    type: str
+    default: str
+    description: str
+    example: str
+    secret: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveSetting:
+    """A setting's value in force, as TOML and masked if secret, and where it comes from."""
+
+    row: SettingRow
+    value: str
+    source: Literal["default", "file", "env", "argument"]
+
+
+MASK = "********"
+"""Shown in place of a secret."""
+
+
+def load_settings(config_file: Path | None = None, **overrides: Any) -> Settings:
+    """The settings in force.
+
+    Args:
+        config_file: TOML file; None takes the one that PERSONAE_CONFIG names, if any.
+        overrides: top-level fields, above every other source; a section is given
+            as a dict of the keys to change: `gateway={"port": 0}`.
+
+    Raises:
+        ConfigError: the file can't be read or parsed (with the line), or settings
+            are wrong: the message lists each with its key, its environment
+            variable, what was given (secrets masked), what is expected and an
+            example. `metadata["keys"]` names them, comma-separated.
+    """
+    sources = _Sources.read(config_file, overrides)
+    problems = [*_unparsable_environment(), *_unknown_environment()]
+    if not problems:
+        try:
+            return Settings(_file=sources.file, **overrides)  # type: ignore[call-arg]
+        except ValidationError as error:
+            problems = _problems_of(error, sources)
+    noun = "setting is" if len(problems) == 1 else "settings are"
+    raise ConfigError(
+        f"The configuration can't be used: {len(problems)} {noun} wrong.\n" + "\n".join(p.text for p in problems),
+        metadata={"keys": ",".join(p.key for p in problems)},
+        violations=tuple((p.key, p.expected) for p in problems),
+    ) from None
+
+
+def describe() -> list[SettingRow]:
+    """Every setting in the order of the model, the fields of list items left out."""
+    return [_row(path, field) for path, field in _leaves(Settings)]
+
+
+def effective_settings(config_file: Path | None = None, **overrides: Any) -> list[EffectiveSetting]:
+    """Every setting with its value and source; arguments and errors as `load_settings`."""
+    settings = load_settings(config_file, **overrides)
+    sources = _Sources.read(config_file, overrides)
+    rows = []
+    for path, field in _leaves(Settings):
+        row = _row(path, field)
+        value: Any = settings
+        for name in path:
+            value = getattr(value, name)
+        shown = MASK if row.secret and value is not None else _toml(value)
+        rows.append(EffectiveSetting(row, shown, sources.of(path)))
+    return rows
+
+
+def configuration_markdown() -> str:
+    """The page docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Written by `make docs` from personae_runtime/config.py: change the descriptions there. -->",
+        "",
+        "Every setting can be given in a TOML file (`--config FILE` or `PERSONAE_CONFIG`) and by its environment",
+        "variable, which is stronger. Lists and tables in the environment are JSON. Unknown keys are refused.",
+        "`personae config show` prints what is in force and where it comes from, `personae config check` whether it",
+        "can be used.",
+        "",
+        "```toml",
+        "# personae.toml",
+        'data_dir = "/var/lib/personae"',
+        "",
+        "[gateway]",
+        "port = 7400",
+        "",
+        "[[auth.api_keys]]",
+        'id = "backend-1"',
+        f'sha256 = "{"0" * 64}"  # printf %s "$KEY" | sha256sum',
+        'tenant = "acme"',
+        "```",
+    ]
+    for title, intro, rows in _sections():
+        lines += ["", f"## {title}", "", intro, "", "| key | accepts | default | meaning |", "|---|---|---|---|"]
+        for row in rows:
+            cells = (f"`{row.key}`<br>`{row.env}`", row.type, f"`{row.default}`", row.description)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", "### Items of `auth.api_keys`", "", "| key | accepts | meaning | example |", "|---|---|---|---|"]
+    for name, field in ApiKey.model_fields.items():
+        cells = (f"`{name}`", _accepts(field), field.description or "", f"`{_example(field)}`")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# ── the fields, in words ─────────────────────────────────────────────────────
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    for name, field in model.model_fields.items():
+        section = _section_of(field)
+        if section is None:
+            yield (*prefix, name), field
+        else:
+            yield from _leaves(section, (*prefix, name))
+
+
+def _sections() -> Iterator[tuple[str, str, list[SettingRow]]]:
+    rows = describe()
+    yield "Host", (Settings.__doc__ or "").strip(), [row for row in rows if "." not in row.key]
+    for name, field in Settings.model_fields.items():
+        section = _section_of(field)
+        if section is not None:
+            yield f"`[{name}]`", (section.__doc__ or "").strip(), [r for r in rows if r.key.startswith(f"{name}.")]
+
+
+def _env(path: tuple[str, ...]) -> str:
+    return ENV_PREFIX + "__".join(path).upper()
+
+
+def _row(path: tuple[str, ...], field: FieldInfo) -> SettingRow:
+    return SettingRow(
+        key=".".join(path),
+        env=_env(path),
+        type=_accepts(field),
+        default=_default(field),
+        description=field.description or "",
+        example=_example(field),
+        secret=_is_secret(field),
+    )
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["default"])
+    return _toml(field.default)
+
+
+def _example(field: FieldInfo) -> str:
+    return _toml(field.examples[0]) if field.examples else ""
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it, on one line."""
+    match value:
+        case None:
+            return "unset"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case BaseModel():
+            items = (f"{name} = {_toml(item)}" for name, item in value if item is not None)
+            return "{" + ", ".join(items) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+        case _:
+            # A JSON string is a TOML basic string.
+            return json.dumps(str(value), ensure_ascii=False)
+
+
+_NOUNS: dict[Any, str] = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    SecretStr: "secret text",
+}
+
+
+def _accepts(field: FieldInfo) -> str:
+    """What a field accepts, in words: its type and bounds."""
+    noun = _noun(field.annotation)
+    bounds = {type(item): item for item in field.metadata}
+    low, high = bounds.get(Ge), bounds.get(Le)
+    if low is not None and high is not None:
+        return f"{noun}, {low.ge} to {high.le}"
+    if low is not None:
+        return f"{noun}, at least {low.ge}"
+    if Gt in bounds:
+        return f"{noun}, more than {bounds[Gt].gt}"
+    pattern = next((item.pattern for item in field.metadata if getattr(item, "pattern", None)), None)
+    return f"{noun} matching `{pattern}`" if pattern else noun
+
+
+def _noun(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _noun(args[0])
+    if origin in (Union, types.UnionType):
+        return _noun(next(arg for arg in args if arg is not type(None)))
+    if origin is Literal:
+        return " or ".join(f"`{arg}`" for arg in args)
+    if origin is tuple:
+        item = _noun(args[0])
+        return f"list of {'tables' if item == 'table' else item}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    return _NOUNS[annotation]
+
+
+# ── what was given, and what is wrong with it ────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Raw values as nested dicts, for messages that say where a value comes from."""
+
+    config_file: Path | None
+    file: dict[str, Any]
+    arguments: dict[str, Any]
+
+    @classmethod
+    def read(cls, config_file: Path | None, arguments: dict[str, Any]) -> _Sources:
+        if config_file is None and os.environ.get(CONFIG_FILE_ENV):
+            config_file = Path(os.environ[CONFIG_FILE_ENV])
+        return cls(config_file, _read_toml(config_file) if config_file else {}, arguments)
+
+    def of(self, path: tuple[str, ...]) -> Literal["default", "file", "env", "argument"]:
+        if _given(self.arguments, path):
+            return "argument"
+        names = {name.upper() for name in os.environ}
+        if any(_env(path[: i + 1]) in names for i in range(len(path))):
+            return "env"
+        return "file" if _given(self.file, path) else "default"
+
+    def phrase(self, path: tuple[str, ...]) -> str:
+        match self.of(path):
+            case "argument":
+                return ", given as an argument"
+            case "env":
+                return ", set in the environment"
+            case "file":
+                return f", in {self.config_file}"
+            case "default":
+                return ""
+
+
+def _given(values: Any, path: tuple[str, ...]) -> bool:
+    for name in path:
+        if not isinstance(values, Mapping) or name not in values:
+            return isinstance(values, BaseModel)  # a whole section as an object
+        values = values[name]
+    return True
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no configuration file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} can't be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:  # its text ends with the line and column
+        raise ConfigError(f"The configuration file {path} is not valid TOML: {error}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    key: str
+    expected: str
+    text: str
+
+
+def _problem(key: str, where: str, given: str | None, expected: str, example: str) -> _Problem:
+    lines = [f"  {key} ({where})"]
+    if given is not None:
+        lines.append(f"    given:    {given}")
+    lines.append(f"    expected: {expected}")
+    if example:
+        lines.append(f"    example:  {example}")
+    return _Problem(key, expected, "\n".join(lines))
+
+
+def _unparsable_environment() -> Iterator[_Problem]:
+    """Lists and whole sections in the environment are JSON; say which one is not."""
+    names = {name.upper(): value for name, value in os.environ.items()}
+    complex_fields = [(path, field) for path, field in _leaves(Settings) if get_origin(field.annotation) is tuple]
+    complex_fields += [((name,), field) for name, field in Settings.model_fields.items() if _section_of(field)]
+    for path, field in complex_fields:
+        env = _env(path)
+        if env not in names:
+            continue
+        try:
+            json.loads(names[env])
+        except ValueError as error:
+            example = json.dumps(field.examples[0]) if field.examples else "{}"
+            yield _problem(".".join(path), env, None, f"JSON ({error})", f"{env}='{example}'")
+
+
+def _unknown_environment() -> Iterator[_Problem]:
+    """Variables that can only be a misspelt setting.
+
+    The rest of `PERSONAE_*` belongs to others: tools, tests, the client.
+    """
+    known = [row.env for row in describe()]
+    sections = [_env((name,)) for name, field in Settings.model_fields.items() if _section_of(field)]
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if not upper.startswith(ENV_PREFIX) or upper in known or upper in sections:
+            continue
+        if "__" in upper:
+            misspelt = upper.split("__", 1)[0] not in sections  # within a section the model itself refuses
+        else:
+            misspelt = bool(difflib.get_close_matches(upper, [k for k in known if "__" not in k], 1, 0.85))
+        if misspelt:
+            yield _problem(name, "unknown variable in the environment", None, _did_you_mean(upper, known), "")
+
+
+def _did_you_mean(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, 1, 0.6)
+    return f"a known name; did you mean {close[0]}?" if close else "a known name: `personae config show` lists them"
+
+
+def _problems_of(error: ValidationError, sources: _Sources) -> list[_Problem]:
+    problems: list[_Problem] = []
+    for item in error.errors(include_url=False):
+        if item["type"] == "production_profile":
+            for key, expected in item["ctx"]["wrong"].items():
+                path = tuple(key.split("."))
+                field = _field_at(path)
+                assert field is not None
+                problems.append(_problem(key, _env(path) + sources.phrase(path), None, expected, _example(field)))
+            continue
+        loc = item["loc"]
+        key = ".".join(str(part) for part in loc)
+        # Items of a list are set through the list's own variable.
+        env_path = tuple(str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), loc))
+        in_list = len(env_path) < len(loc)
+        field = _field_at(tuple(part for part in loc if isinstance(part, str)))
+        if item["type"] == "extra_forbidden" or field is None:
+            if in_list:
+                expected = _did_you_mean(str(loc[-1]), list(ApiKey.model_fields))
+            else:
+                expected = _did_you_mean(key, [".".join(path) for path, _ in _leaves(Settings)])
+            problems.append(_problem(key, "unknown key" + sources.phrase(env_path), None, expected, ""))
+            continue
+        given = None if item["type"] == "missing" else _given_text(item["input"], field)
+        expected = item["msg"].removeprefix("Value error, ") if item["type"] == "value_error" else _accepts(field)
+        problems.append(_problem(key, _env(env_path) + sources.phrase(env_path), given, expected, _example(field)))
+    return problems
+
+
+def _given_text(value: object, field: FieldInfo) -> str:
+    if _is_secret(field):
+        return MASK
+    # What stands in the place of a section or a list may hold a secret somewhere.
+    plain = isinstance(value, str | int | float) and _section_of(field) is None
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
+def _field_at(path: tuple[str, ...]) -> FieldInfo | None:
+    """The field at a path; fields of list items are found by leaving the index out."""
+    model: type[BaseModel] = Settings
+    field: FieldInfo | None = None
+    for name in path:
+        field = model.model_fields.get(name)
+        if field is None:
+            return None
+        args = get_args(field.annotation)
+        if get_origin(field.annotation) is tuple and isinstance(args[0], type) and issubclass(args[0], BaseModel):
+            model = args[0]
+        elif (section := _section_of(field)) is not None:
+            model = section
+    return field
