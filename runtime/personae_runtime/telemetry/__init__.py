@@ -1,0 +1,1 @@
+"""Traces, metrics and logs. `names` holds every name that leaves the process."""
