@@ -88,9 +88,9 @@ def questions(sample: dict[str, Any]) -> list[tuple[int, str, frozenset[str]]]:
     return found
 
 
-async def measure(path: Path, models: Path | None, per_query: int = max(DEPTHS)) -> dict[str, Any]:
+async def measure(path: Path, models: Path | None) -> dict[str, Any]:
     """Run the benchmark; see the module."""
-    samples = json.loads(path.read_bytes())
+    samples = await asyncio.to_thread(lambda: json.loads(path.read_bytes()))
     embedder = None
     if models is not None:
         embedder = OnnxEmbedder(*find_models(models))
@@ -120,7 +120,7 @@ async def measure(path: Path, models: Path | None, per_query: int = max(DEPTHS))
             by_category = shares.setdefault(scope, defaultdict(list))
             for category, question, evidence in questions(sample):
                 begun = time.perf_counter()
-                result = await recall.recall(scope, question, limit=per_query, dense_deadline_s=10)
+                result = await recall.recall(scope, question, limit=max(DEPTHS), dense_deadline_s=10)
                 recall_ms.append((time.perf_counter() - begun) * 1e3)
                 ids = [item.record.external_id for item in result.items]
                 by_category[category].append(
@@ -137,11 +137,15 @@ async def measure(path: Path, models: Path | None, per_query: int = max(DEPTHS))
         await embedder.close()
 
     def percent(rows: list[list[float]]) -> dict[str, float]:
-        return {str(depth): round(100 * statistics.fmean(row[place] for row in rows), 1) for place, depth in enumerate(DEPTHS)}
+        return {
+            str(depth): round(100 * statistics.fmean(row[place] for row in rows), 1)
+            for place, depth in enumerate(DEPTHS)
+        }
 
     rows = [row for by_category in shares.values() for found in by_category.values() for row in found]
     conversations = {
-        scope: percent([row for found in by_category.values() for row in found]) for scope, by_category in shares.items()
+        scope: percent([row for found in by_category.values() for row in found])
+        for scope, by_category in shares.items()
     }
     return {
         "data": "LoCoMo dev, categories 1-4 (snap-research/LoCoMo, CC BY-NC 4.0)",

@@ -149,23 +149,23 @@ class EdgeMemoryIndex:
         in_scope = edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))
         alive = edge.Filter(must=[in_scope, edge.FieldCondition(_EXPIRES_AT, range=edge.RangeFloat(gt=now))])
         per_scope = edge.SearchParams(idf=edge.IdfParams(corpus=edge.Filter(must=[in_scope])))
-        lexical = None if sparse is None else edge.Query.Nearest(_to_sparse(sparse), using=_LEXICAL)
-        nearest = None if dense is None else edge.Query.Nearest(_to_dense(dense), using=_DENSE)
-        if lexical is None:
-            request = edge.QueryRequest(limit=limit, query=nearest, filter=alive)
-        elif nearest is None:
-            request = edge.QueryRequest(limit=limit, query=lexical, filter=alive, params=per_scope)
-        else:
-            depth = max(PREFETCH_MIN, 2 * limit)
-            request = edge.QueryRequest(
-                limit=limit,
-                query=edge.Fusion.Rrf(k=RRF_K, weights=list(RRF_WEIGHTS)),  # type: ignore[arg-type]  # a wrong stub
-                prefetches=[
-                    edge.Prefetch(limit=depth, query=lexical, filter=alive, params=per_scope),
-                    edge.Prefetch(limit=depth, query=nearest, filter=alive),
-                ],
-                filter=alive,
+        depth = max(PREFETCH_MIN, 2 * limit)
+        arms, weights = [], []
+        if sparse is not None:
+            query = edge.Query.Nearest(_to_sparse(sparse), using=_LEXICAL)
+            arms.append(edge.Prefetch(limit=depth, query=query, filter=alive, params=per_scope))
+            weights.append(RRF_WEIGHTS[0])
+        if dense is not None:
+            arms.append(
+                edge.Prefetch(limit=depth, query=edge.Query.Nearest(_to_dense(dense), using=_DENSE), filter=alive)
             )
+            weights.append(RRF_WEIGHTS[1])
+        request = edge.QueryRequest(
+            limit=limit,
+            query=edge.Fusion.Rrf(k=RRF_K, weights=weights),  # type: ignore[arg-type]  # the stub is wrong
+            prefetches=arms,  # one arm too: its scores are then of the same kind
+            filter=alive,
+        )
         found = await self._run(lambda shard: shard.query(request), Lane.URGENT)
         hits = [IndexHit(UUID(str(point.id)), point.score) for point in found]
         hits.sort(key=lambda hit: (-hit.score, hit.memory_id))

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Final
 from uuid import UUID
+
+import numpy as np
 
 from personae_runtime.errors import PersonaeError
 from personae_runtime.memory.embedder import Embedder, Vector
@@ -21,7 +25,14 @@ from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryReco
 DEFAULT_NAME: Final = "edge-v1"
 """Names index and text scheme: a new scheme takes a new name and so starts from the ledger's first change."""
 
+NEIGHBOUR_SHARE: Final = 0.3
+"""Weight of each neighbour's embedding in a memory's dense vector. Embedding the joined texts
+costs three times as much and finds less; `docs/memory.md` has the figures."""
+
+_CACHED_VECTORS: Final = 2_048
+
 Neighbours = tuple[MemoryRecord | None, MemoryRecord | None]
+Window = tuple[MemoryRecord, MemoryRecord | None, MemoryRecord | None]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +71,8 @@ class Indexer:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._checked = False
+        # Embeddings of single memories, so that a neighbour's is not made again for each window.
+        self._vectors: OrderedDict[UUID, tuple[bytes, Vector]] = OrderedDict()
 
     @property
     def name(self) -> str:
@@ -144,6 +157,9 @@ class Indexer:
         missing = [memory_id for memory_id in touched if memory_id not in around]
         if missing:
             around = {**around, **await self._store.neighbours(missing)}
+        for memory_id in changed:
+            if memory_id not in live:
+                self._vectors.pop(memory_id, None)
         # Gone first: what was forgotten leaves the index even if an embedding fails.
         await self._index.delete([memory_id for memory_id in changed if memory_id not in live])
         if touched:
@@ -153,20 +169,48 @@ class Indexer:
         self, records: Mapping[UUID, MemoryRecord], around: Mapping[UUID, Neighbours]
     ) -> list[MemoryPoint]:
         # Without a thread there is no order, and so no neighbour.
-        windows = [
+        windows: list[Window] = [
             (record, *(around.get(record.memory_id, (None, None)) if record.thread else (None, None)))
             for record in records.values()
         ]
-        dense: list[Vector | None] = [None] * len(windows)
-        if self._embedder is not None:
-            dense = list(await self._embedder.embed([dense_text(*window) for window in windows], bulk=True))
+        dense = await self._dense(windows)
         return [
             MemoryPoint(
                 memory_id=record.memory_id,
                 scope=record.scope,
                 sparse=document_vector(lexical_text(record, before, after)),
-                dense=None if vector is None else vector.tolist(),
+                dense=vector,
                 expires_at=None if record.expires_at is None else record.expires_at.timestamp(),
             )
             for (record, before, after), vector in zip(windows, dense, strict=True)
         ]
+
+    async def _dense(self, windows: list[Window]) -> list[list[float] | None]:
+        if self._embedder is None:
+            return [None] * len(windows)
+        records = {record.memory_id: record for window in windows for record in window if record is not None}
+        texts = {memory_id: dense_text(record) for memory_id, record in records.items()}
+        digests = {memory_id: blake2b(text.encode()).digest() for memory_id, text in texts.items()}
+        vectors = {
+            memory_id: cached[1]
+            for memory_id, digest in digests.items()
+            if (cached := self._vectors.get(memory_id)) is not None and cached[0] == digest
+        }
+        missing = [memory_id for memory_id in texts if memory_id not in vectors]
+        made = await self._embedder.embed([texts[memory_id] for memory_id in missing], bulk=True)
+        vectors.update(zip(missing, made, strict=True))
+        for memory_id, vector in vectors.items():
+            self._vectors[memory_id] = (digests[memory_id], vector)
+            self._vectors.move_to_end(memory_id)
+        while len(self._vectors) > _CACHED_VECTORS:
+            self._vectors.popitem(last=False)
+        return [
+            _blend(*(None if record is None else vectors[record.memory_id] for record in window)) for window in windows
+        ]
+
+
+def _blend(own: Vector | None, *around: Vector | None) -> list[float]:
+    assert own is not None
+    mixed = own + NEIGHBOUR_SHARE * sum((vector for vector in around if vector is not None), np.zeros_like(own))
+    blended: list[float] = (mixed / max(float(np.linalg.norm(mixed)), 1e-12)).tolist()
+    return blended

@@ -94,11 +94,10 @@ def lexical_text(record: MemoryRecord, before: MemoryRecord | None, after: Memor
     return "\n".join([spoken_date(record.occurred_at), *own, *around])
 
 
-def dense_text(record: MemoryRecord, before: MemoryRecord | None, after: MemoryRecord | None) -> str:
-    """What the dense arm embeds: the memory first, so that truncation takes from its neighbours."""
-    lines = [f"{spoken_date(record.occurred_at)}. {record.speaker}: {record.text}"]
-    lines += [f"{other.speaker}: {other.text}" for other in (before, after) if other is not None]
-    return "\n".join(lines)
+def dense_text(record: MemoryRecord) -> str:
+    """What the dense arm embeds: no date, which only draws the vectors together, and no neighbour,
+    whose own vector is mixed in instead (`indexer.NEIGHBOUR_SHARE`)."""
+    return f"{record.speaker}: {record.text}"
 
 
 def spoken_date(moment: datetime) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -13,11 +14,25 @@ from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.memory.index import MemoryIndex
-from personae_runtime.memory.lexical import query_vector
+from personae_runtime.memory.lexical import query_vector, terms
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
 
 CANDIDATES: Final = 60
 """Hits read back from the store at least: room for what is excluded, forgotten or reranked away."""
+
+SPEAKER_NAMED: Final = 1.2
+"""For a memory whose speaker the query names."""
+
+QUESTION: Final = -0.5
+"""For a memory that asks: the answer is worth more."""
+
+LENGTH: Final = 0.6
+"""Times ln(words / 20), words held to 3 to 100: a longer memory says more."""
+
+NEARBY: Final = 0.8
+"""Times the index scores of other candidates of the thread up to NEARBY_TURNS away, each divided by its distance."""
+
+NEARBY_TURNS: Final = 3
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +133,7 @@ class Recall:
         )
         wanted = [hit for hit in hits if hit.memory_id not in exclude_ids]
         records = await self._store.read([hit.memory_id for hit in wanted]) if wanted else {}
-        items = [
+        found = [
             RecalledMemory(record, hit.score)
             for hit in wanted
             # The index is a cache: a scope it has wrong must not get past the ledger's.
@@ -126,7 +141,7 @@ class Recall:
             and record.scope == scope
             and record.thread not in exclude_threads
         ]
-        return RecallResult(tuple(items[:limit]), lexical_only=dense is None)
+        return RecallResult(tuple(rerank(query, found)[:limit]), lexical_only=dense is None)
 
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:
@@ -140,3 +155,40 @@ class Recall:
             _log.warning("the query could not be embedded; recalling by words alone", exc_info=True)
             self._on_fallback(Fallback.ERROR)
         return None
+
+
+def rerank(query: str, found: Sequence[RecalledMemory]) -> list[RecalledMemory]:
+    """Order candidates by ln(index score) + the four named weights above.
+
+    The weights are round numbers near the optimum of a coordinate search on
+    LoCoMo; `docs/memory.md` has what they bring on conversations held out.
+    """
+    asked = set(terms(query))
+    named = {
+        speaker: not asked.isdisjoint(terms(speaker)) for speaker in {item.record.speaker for item in found}
+    }
+    places = {(item.record.thread, item.record.ordinal): item.score for item in found if item.record.thread}
+    scored = []
+    for item in found:
+        record = item.record
+        words = min(max(len(record.text.split()), 3), 100)
+        nearby = sum(
+            places.get((record.thread, record.ordinal + step), 0.0) / abs(step)
+            for step in range(-NEARBY_TURNS, NEARBY_TURNS + 1)
+            if step
+        )
+        score = (
+            math.log(item.score)
+            + SPEAKER_NAMED * named[record.speaker]
+            + QUESTION * _asks(record.text)
+            + LENGTH * math.log(words / 20)
+            + NEARBY * nearby
+        )
+        scored.append(RecalledMemory(record, math.exp(score)))
+    scored.sort(key=lambda item: (-item.score, item.record.memory_id))
+    return scored
+
+
+def _asks(text: str) -> bool:
+    # An imported photo's caption follows what was said.
+    return text.partition("[shares a photo:")[0].rstrip().endswith(("?", "\uff1f", "\u061f"))

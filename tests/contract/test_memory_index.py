@@ -1,0 +1,396 @@
+"""What every `MemoryIndex` does. A backend joins by one entry in `BACKENDS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from personae_runtime.errors import ConfigError, InvalidArgument
+from personae_runtime.memory.edge import EdgeMemoryIndex
+from personae_runtime.memory.index import DENSE_DIM, MemoryIndex, MemoryPoint, SparseVector
+
+NOW = 1_700_000_000.0
+
+Backend = Callable[[Path], MemoryIndex]
+BACKENDS: dict[str, Backend] = {"edge": EdgeMemoryIndex}
+
+
+@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS.keys())
+def backend(request: pytest.FixtureRequest) -> Backend:
+    made: Backend = request.param
+    return made
+
+
+@pytest.fixture
+async def index(backend: Backend, tmp_path: Path) -> AsyncIterator[MemoryIndex]:
+    opened = backend(tmp_path)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@asynccontextmanager
+async def opened(backend: Backend, directory: Path) -> AsyncIterator[MemoryIndex]:
+    index = backend(directory)
+    await index.open()
+    try:
+        yield index
+    finally:
+        await index.close()
+
+
+def axis(*places: int) -> list[float]:
+    """A unit vector between the given axes."""
+    vector = np.zeros(DENSE_DIM)
+    vector[list(places)] = 1
+    return [float(value) for value in vector / np.linalg.norm(vector)]
+
+
+def bag(*indices: int) -> SparseVector:
+    return SparseVector(indices, (1.0,) * len(indices))
+
+
+def point(
+    sparse: SparseVector | None = None,
+    dense: Sequence[float] | None = None,
+    *,
+    scope: str = "a",
+    memory_id: UUID | None = None,
+    expires_at: float | None = None,
+) -> MemoryPoint:
+    return MemoryPoint(memory_id or uuid4(), scope, sparse or bag(), dense, expires_at)
+
+
+async def ids(
+    index: MemoryIndex,
+    sparse: SparseVector | None,
+    dense: Sequence[float] | None,
+    *,
+    scope: str = "a",
+    limit: int = 10,
+    now: float = NOW,
+) -> list[UUID]:
+    return [hit.memory_id for hit in await index.search(scope, sparse, dense, limit=limit, now=now)]
+
+
+def test_is_a_memory_index(backend: Backend, tmp_path: Path) -> None:
+    assert isinstance(backend(tmp_path), MemoryIndex)
+
+
+async def test_a_new_index_is_empty(index: MemoryIndex) -> None:
+    assert await index.count() == 0
+    assert await ids(index, bag(1), axis(0)) == []
+
+
+async def test_each_arm_finds_alone_what_it_knows(index: MemoryIndex) -> None:
+    words, meaning = point(bag(1), axis(5)), point(bag(2), axis(0))
+    await index.upsert([words, meaning])
+    assert await ids(index, bag(1), None) == [words.memory_id]
+    assert (await ids(index, None, axis(0)))[0] == meaning.memory_id
+
+
+async def test_without_a_query_nothing_is_found(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1), axis(0))])
+    assert await ids(index, None, None) == []
+
+
+async def test_a_query_of_unknown_words_finds_nothing_and_an_empty_one_neither(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1), axis(0))])
+    assert await ids(index, bag(99), None) == []
+    assert await ids(index, bag(), None) == []
+
+
+async def test_both_arms_put_first_what_both_know(index: MemoryIndex) -> None:
+    both, words, meaning = point(bag(1, 2), axis(0)), point(bag(1, 7, 8)), point(bag(9), axis(0, 1))
+    await index.upsert([words, meaning, both])
+    found = await index.search("a", bag(1, 2), axis(0), limit=10, now=NOW)
+    assert found[0].memory_id == both.memory_id
+    assert {hit.memory_id for hit in found} == {both.memory_id, words.memory_id, meaning.memory_id}
+
+
+async def test_fusion_weighs_words_above_meaning(index: MemoryIndex) -> None:
+    words, meaning = point(bag(1), axis(5)), point(bag(2), axis(0))
+    await index.upsert([meaning, words, *(point(bag(50 + i), axis(0, 10 + i)) for i in range(5))])
+    assert (await ids(index, bag(1), axis(0)))[:2] == [words.memory_id, meaning.memory_id]
+
+
+async def test_a_point_without_a_dense_vector_is_found_by_words_in_a_hybrid_query(index: MemoryIndex) -> None:
+    bare = point(bag(1), None)
+    await index.upsert([bare, point(bag(2), axis(0))])
+    assert bare.memory_id in await ids(index, bag(1), axis(0))
+    assert bare.memory_id not in await ids(index, None, axis(0))
+
+
+async def test_rare_words_count_more_than_common_ones(index: MemoryIndex) -> None:
+    rare = point(bag(1))
+    await index.upsert([*(point(bag(2)) for _ in range(9)), rare])
+    assert (await ids(index, bag(1, 2), None))[0] == rare.memory_id
+
+
+async def test_rarity_is_counted_within_the_scope(index: MemoryIndex) -> None:
+    # Word 1 is rare in scope a, though everyone in scope b uses it.
+    rare = point(bag(1))
+    await index.upsert([rare, *(point(bag(2)) for _ in range(5))])
+    await index.upsert([point(bag(1), scope="b") for _ in range(50)])
+    assert (await ids(index, bag(1, 2), None))[0] == rare.memory_id
+
+
+async def test_term_weights_order_the_lexical_arm(index: MemoryIndex) -> None:
+    points = [point(SparseVector((1,), (weight,))) for weight in (0.5, 2.0, 1.0)]
+    await index.upsert(points)
+    assert await ids(index, bag(1), None) == [points[1].memory_id, points[2].memory_id, points[0].memory_id]
+
+
+async def test_scores_fall_and_limit_holds(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1, 10 + i), axis(0, 10 + i)) for i in range(20)])
+    for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+        hits = await index.search("a", sparse, dense, limit=7, now=NOW)
+        assert len(hits) == len({hit.memory_id for hit in hits}) == 7
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+    assert await ids(index, bag(1), axis(0), limit=0) == []
+
+
+async def test_the_same_query_gives_the_same_order(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1), axis(0)) for _ in range(10)])
+    first = await ids(index, bag(1), axis(0))
+    assert first == await ids(index, bag(1), axis(0))
+
+
+async def test_an_upsert_replaces_everything_of_a_point(index: MemoryIndex) -> None:
+    old = point(bag(1), axis(0), expires_at=NOW - 1)
+    await index.upsert([old])
+    await index.upsert([point(bag(2), None, memory_id=old.memory_id, scope="b")])
+    assert await index.count() == await index.count("b") == 1
+    assert await ids(index, bag(1), axis(0)) == []
+    assert await ids(index, bag(2), None, scope="b") == [old.memory_id]
+    assert await ids(index, None, axis(0), scope="b") == []
+
+
+async def test_the_last_of_a_repeated_id_in_one_call_wins(index: MemoryIndex) -> None:
+    first = point(bag(1))
+    await index.upsert([first, point(bag(2), memory_id=first.memory_id)])
+    assert await index.count() == 1
+    assert await ids(index, bag(2), None) == [first.memory_id]
+
+
+async def test_deleted_points_are_not_found_and_unknown_ids_do_no_harm(index: MemoryIndex) -> None:
+    gone, stays = point(bag(1), axis(0)), point(bag(1), axis(0))
+    await index.upsert([gone, stays])
+    await index.delete([gone.memory_id, uuid4()])
+    await index.delete([gone.memory_id])
+    await index.delete([])
+    for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+        assert await ids(index, sparse, dense) == [stays.memory_id]
+    assert await index.count() == 1
+
+
+async def test_expired_points_are_found_by_no_arm(index: MemoryIndex) -> None:
+    expired = [point(bag(1), axis(0), expires_at=NOW - 1), point(bag(1), axis(0), expires_at=NOW)]
+    alive = [point(bag(1), axis(0), expires_at=NOW + 1), point(bag(1), axis(0))]
+    await index.upsert([*expired, *alive])
+    wanted = {item.memory_id for item in alive}
+    for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+        assert set(await ids(index, sparse, dense)) == wanted
+        assert set(await ids(index, sparse, dense, now=NOW + 1)) == {alive[1].memory_id}
+
+
+async def test_expired_points_take_no_place_among_the_candidates(index: MemoryIndex) -> None:
+    alive = point(SparseVector((1,), (0.01,)), axis(0, 1))
+    await index.upsert([alive, *(point(bag(1), axis(0), expires_at=NOW - 1) for _ in range(300))])
+    assert await ids(index, bag(1), axis(0), limit=1) == [alive.memory_id]
+
+
+async def test_counts_by_scope_and_in_all(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1)), point(bag(1)), point(bag(1), scope="b")])
+    assert (await index.count("a"), await index.count("b"), await index.count("c"), await index.count()) == (2, 1, 0, 3)
+
+
+async def test_clear_leaves_an_empty_index_that_works(index: MemoryIndex) -> None:
+    await index.upsert([point(bag(1), axis(0))])
+    await index.clear()
+    assert await index.count() == 0
+    await index.upsert([point(bag(1), axis(0))])
+    assert len(await ids(index, bag(1), axis(0))) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        point(bag(1, 1)),
+        point(SparseVector((1, 2), (1.0,))),
+        point(SparseVector((1,), (float("nan"),))),
+        point(SparseVector((2**32,), (1.0,))),
+        point(bag(1), [1.0]),
+        point(bag(1), [float("inf")] * DENSE_DIM),
+        point(bag(1), expires_at=float("nan")),
+    ],
+    ids=["repeated", "ragged", "nan", "too large", "short", "infinite", "no time"],
+)
+async def test_a_malformed_point_is_refused_and_nothing_of_its_batch_written(
+    index: MemoryIndex, bad: MemoryPoint
+) -> None:
+    with pytest.raises(InvalidArgument):
+        await index.upsert([point(bag(1)), bad])
+    assert await index.count() == 0
+
+
+async def test_what_was_closed_is_there_again_when_opened(backend: Backend, tmp_path: Path) -> None:
+    kept, gone = point(bag(1), axis(0), expires_at=NOW + 5), point(bag(1), axis(0))
+    async with opened(backend, tmp_path) as index:
+        await index.upsert([kept, gone])
+        await index.delete([gone.memory_id])
+        await index.close()
+        await index.close()
+    async with opened(backend, tmp_path) as index:
+        for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+            assert await ids(index, sparse, dense) == [kept.memory_id]
+            assert await ids(index, sparse, dense, now=NOW + 5) == []
+
+
+async def test_what_was_cleared_stays_away_when_opened_again(backend: Backend, tmp_path: Path) -> None:
+    async with opened(backend, tmp_path) as index:
+        await index.upsert([point(bag(1))])
+        await index.clear()
+    async with opened(backend, tmp_path) as index:
+        assert await index.count() == 0
+
+
+async def test_a_second_opener_is_refused_until_the_first_closes(backend: Backend, tmp_path: Path) -> None:
+    async with opened(backend, tmp_path):
+        with pytest.raises(ConfigError, match="another process"):
+            await backend(tmp_path).open()
+        code = textwrap.dedent(
+            f"""
+            import asyncio, sys
+            from pathlib import Path
+            from {backend.__module__} import {backend.__name__}
+            from personae_runtime.errors import ConfigError
+            try:
+                asyncio.run({backend.__name__}(Path(sys.argv[1])).open())
+            except ConfigError:
+                sys.exit(42)
+            """
+        )
+        assert _python(code, str(tmp_path)).wait() == 42
+    async with opened(backend, tmp_path) as index:
+        assert await index.count() == 0
+
+
+@pytest.mark.parametrize("end", ["writing", "flushing"])
+async def test_what_was_flushed_survives_a_sigkill(backend: Backend, tmp_path: Path, end: str) -> None:
+    """The child flushes 200 points and a deletion, says so, and is killed while it goes on."""
+    code = textwrap.dedent(
+        f"""
+        import asyncio, sys
+        from pathlib import Path
+        from uuid import UUID
+        from {backend.__module__} import {backend.__name__}
+        from personae_runtime.memory.index import DENSE_DIM, MemoryPoint, SparseVector
+
+        def points(first, count):
+            for i in range(first, first + count):
+                dense = [0.0] * DENSE_DIM
+                dense[i % DENSE_DIM] = 1.0
+                yield MemoryPoint(UUID(int=i), "a", SparseVector((1, 1000 + i), (1.0, 1.0)), dense)
+
+        async def main():
+            index = {backend.__name__}(Path(sys.argv[1]))
+            await index.open()
+            await index.upsert(list(points(1, 200)))
+            await index.delete([UUID(int=200)])
+            await index.flush()
+            print("flushed", flush=True)
+            first = 1001
+            while True:
+                await index.upsert(list(points(first, 20)))
+                first += 20
+                if sys.argv[2] == "flushing":
+                    await index.flush()
+                if first % 100 == 1:
+                    print(first, flush=True)
+
+        asyncio.run(main())
+        """
+    )
+    child = _python(code, str(tmp_path), end)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"flushed\n"
+        child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    async with opened(backend, tmp_path) as index:
+        for place in (1, 100, 199):
+            assert await ids(index, bag(1000 + place), None, limit=1) == [UUID(int=place)]
+            assert (await ids(index, None, axis(place), limit=1000)).count(UUID(int=place)) == 1
+        assert await ids(index, bag(1200), None) == []
+        assert await index.count() >= 199
+        await index.upsert([point(bag(7))])
+        await index.flush()
+
+
+SCOPES = st.sampled_from(["a", "b", "ab", "", "a ", "A", "é", "e\u0301", "*", "a/b"])
+POINTS = st.lists(
+    st.tuples(
+        SCOPES,
+        st.sets(st.integers(0, 5), max_size=3),
+        st.none() | st.integers(0, 3),
+        st.none() | st.sampled_from([NOW - 1, NOW, NOW + 1]),
+    ),
+    max_size=25,
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+@given(written=POINTS, scope=SCOPES, words=st.none() | st.sets(st.integers(0, 5)), near=st.none() | st.integers(0, 3))
+async def test_a_query_returns_exactly_the_living_matches_of_its_own_scope(
+    backend: Backend,
+    written: list[tuple[str, set[int], int | None, float | None]],
+    scope: str,
+    words: set[int] | None,
+    near: int | None,
+) -> None:
+    """Whatever points lie in whatever scopes: no other scope's, no expired one, and none missing."""
+    made = [
+        point(bag(*sparse), None if dense is None else axis(dense), scope=own, expires_at=expires_at)
+        for own, sparse, dense, expires_at in written
+    ]
+    with TemporaryDirectory() as directory:
+        async with opened(backend, Path(directory)) as index:
+            await index.upsert(made)
+            found = await ids(
+                index,
+                None if words is None else bag(*words),
+                None if near is None else axis(near),
+                scope=scope,
+                limit=100,
+            )
+            assert await index.count(scope) == sum(item.scope == scope for item in made)
+    alive = [item for item in made if item.scope == scope and (item.expires_at is None or item.expires_at > NOW)]
+    expected = {
+        item.memory_id
+        for item in alive
+        if (words is not None and words.intersection(item.sparse.indices)) or (near is not None and item.dense)
+    }
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def _python(code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE)

@@ -1,0 +1,110 @@
+"""What the Edge backend does beyond the contract: unreadable directories, leftovers, rights."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from personae_runtime.errors import FailedPrecondition
+from personae_runtime.memory import edge
+from personae_runtime.memory.edge import CorruptIndex, EdgeMemoryIndex
+from personae_runtime.memory.index import DENSE_DIM, MemoryPoint, SparseVector
+
+
+def points(count: int) -> list[MemoryPoint]:
+    dense = [1.0, *[0.0] * (DENSE_DIM - 1)]
+    return [MemoryPoint(uuid4(), "a", SparseVector((1,), (1.0,)), dense) for _ in range(count)]
+
+
+async def fill(directory: Path) -> None:
+    index = EdgeMemoryIndex(directory)
+    await index.open()
+    await index.upsert(points(3))
+    await index.close()
+
+
+def empty_the_files(shard: Path) -> None:
+    for path in shard.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\0" * min(64, path.stat().st_size))
+
+
+@pytest.mark.parametrize("harm", ["zeroed", "no configuration", "no segments", "a file"])
+async def test_an_unreadable_shard_names_the_command_and_can_be_recreated(tmp_path: Path, harm: str) -> None:
+    await fill(tmp_path)
+    shard = tmp_path / "shard"
+    match harm:
+        case "zeroed":
+            empty_the_files(shard)
+        case "no configuration":
+            shutil.rmtree(shard)
+            shard.mkdir()
+        case "no segments":
+            for segment in (shard / "segments").iterdir():
+                empty_the_files(segment)
+        case "a file":
+            shutil.rmtree(shard)
+            shard.write_text("not a shard")
+    index = EdgeMemoryIndex(tmp_path)
+    with pytest.raises(CorruptIndex, match="personae memory reindex"):
+        await index.open()
+    # The failed attempt holds nothing: the same directory opens again.
+    await index.recreate()
+    assert await index.count() == 0
+    await index.upsert(points(2))
+    assert await index.count() == 2
+    await index.close()
+
+
+async def test_recreate_discards_a_readable_shard_too(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    index = EdgeMemoryIndex(tmp_path)
+    await index.recreate()
+    assert await index.count() == 0
+    await index.close()
+
+
+async def test_leftovers_of_an_interrupted_create_or_clear_are_removed(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    for name in ("shard.new", "shard.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    index = EdgeMemoryIndex(tmp_path)
+    await index.open()
+    assert await index.count() == 3
+    await index.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "shard"}
+
+
+async def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
+    await fill(tmp_path / "index")
+    for path in (tmp_path / "index", tmp_path / "index" / "shard"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+async def test_a_closed_index_says_so(tmp_path: Path) -> None:
+    index = EdgeMemoryIndex(tmp_path)
+    with pytest.raises(FailedPrecondition, match="not open"):
+        await index.count()
+    await index.open()
+    await index.close()
+    with pytest.raises(FailedPrecondition, match="not open"):
+        await index.search("a", SparseVector((1,), (1.0,)), None, limit=1, now=0)
+
+
+async def test_many_writes_are_optimized_without_losing_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "OPTIMIZE_EVERY", 10)
+    index = EdgeMemoryIndex(tmp_path)
+    await index.open()
+    for _ in range(5):
+        written = points(20)
+        await index.upsert(written)
+        await index.delete([item.memory_id for item in written[:5]])
+        await index.flush()
+    assert await index.count("a") == 75
+    assert len(await index.search("a", SparseVector((1,), (1.0,)), None, limit=100, now=0)) == 75
+    await index.close()

@@ -1,0 +1,91 @@
+"""The ONNX embedder, on the real model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personae_runtime.config import default_models_dir
+from personae_runtime.errors import ConfigError, FailedPrecondition, MissingModel
+from personae_runtime.memory.embedder import Embedder, OnnxEmbedder
+from personae_runtime.memory.index import DENSE_DIM
+
+MODELS = Path(os.environ.get("PERSONAE_MODELS_DIR", default_models_dir()))
+
+
+def model_files() -> tuple[Path, Path]:
+    model, tokenizer = next(MODELS.rglob("*.onnx"), None), next(MODELS.rglob("tokenizer.json"), None)
+    if model is None or tokenizer is None:
+        pytest.skip(f"no embedding model below {MODELS}: run `personae models pull --all`")
+    return model, tokenizer
+
+
+@pytest.fixture
+async def embedder() -> AsyncIterator[OnnxEmbedder]:
+    made = OnnxEmbedder(*model_files())
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest.mark.model
+async def test_vectors_have_unit_length_and_texts_of_like_meaning_lie_close(embedder: OnnxEmbedder) -> None:
+    assert isinstance(embedder, Embedder)
+    bike, cycle, soup = await embedder.embed(
+        ["My bicycle has a flat tyre.", "There is a puncture in my bike's wheel.", "The soup needs more salt."]
+    )
+    for vector in (bike, cycle, soup):
+        assert vector.shape == (DENSE_DIM,)
+        assert vector.dtype == np.float32
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    assert bike @ cycle > 0.5 > bike @ soup
+
+
+@pytest.mark.model
+async def test_a_text_has_the_same_vector_in_any_company_and_either_lane(embedder: OnnxEmbedder) -> None:
+    [alone] = await embedder.embed(["Hello there"])
+    [_, among] = await embedder.embed(["a much longer text " * 20, "Hello there"], bulk=True)
+    assert np.array_equal(alone, among)
+
+
+@pytest.mark.model
+async def test_empty_and_overlong_texts_are_embedded(embedder: OnnxEmbedder) -> None:
+    empty, long, longer = await embedder.embed(["", "word " * 1000, "word " * 1000 + "and what was cut"])
+    assert np.isfinite(empty).all()
+    assert np.array_equal(long, longer)
+    assert await embedder.embed([]) == []
+
+
+@pytest.mark.model
+async def test_a_query_does_not_wait_for_a_bulk_load(embedder: OnnxEmbedder) -> None:
+    bulk = asyncio.create_task(embedder.embed(["some text to index " * 10] * 200, bulk=True))
+    await asyncio.sleep(0)
+    await embedder.embed(["a query"])
+    assert not bulk.done()
+    bulk.cancel()
+    await asyncio.wait([bulk])
+
+
+@pytest.mark.model
+async def test_a_closed_embedder_says_so(embedder: OnnxEmbedder) -> None:
+    await embedder.close()
+    await embedder.close()
+    with pytest.raises(FailedPrecondition, match="not started"):
+        await embedder.embed(["x"])
+
+
+async def test_a_missing_file_is_named_with_the_command_that_gets_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingModel, match=r"model\.onnx.*personae models pull"):
+        await OnnxEmbedder(tmp_path / "model.onnx", tmp_path / "tokenizer.json").start()
+
+
+async def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    for name in ("model.onnx", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match="can't be loaded"):
+        await OnnxEmbedder(tmp_path / "model.onnx", tmp_path / "tokenizer.json").start()
