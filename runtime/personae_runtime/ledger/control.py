@@ -237,14 +237,14 @@ class ControlWatcher:
                 if connection is not None:
                     connection.terminate()
 
-    async def _poll(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _poll(self, connection: asyncpg.Connection) -> None:
         epoch = await connection.fetchval("SELECT epoch FROM control")
         if epoch != self._epoch:
             await self._refresh(connection, list(self._watches))
             self._epoch = epoch
         self._mark_fresh()
 
-    async def _refresh(self, connection: asyncpg.Connection[asyncpg.Record], watches: Iterable[Watch]) -> None:
+    async def _refresh(self, connection: asyncpg.Connection, watches: Iterable[Watch]) -> None:
         for watch in watches:
             row = await connection.fetchrow(STANDING, watch.tenant, watch.persona, watch.revision, watch.user)
             found = standing(row)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from personae_runtime.errors import LedgerUnavailable
 
-Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 T = TypeVar("T")
 
 UNREACHABLE = (
@@ -20,6 +21,8 @@ UNREACHABLE = (
     EOFError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # A connection that died under a statement is left in a state of its own.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
@@ -42,7 +45,7 @@ class Database:
         self.dsn = dsn
         self._pool_size = pool_size
         self._command_timeout_s = command_timeout_s
-        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pool: asyncpg.Pool | None = None
 
     async def open(self) -> None:
         """Connect.
@@ -50,6 +53,8 @@ class Database:
         Raises:
             LedgerUnavailable: nobody answers at the DSN.
         """
+        # It logs every try to reconnect, with a traceback; the health check says it once.
+        logging.getLogger("asyncpg.pool").setLevel(logging.CRITICAL)
         try:
             self._pool = await asyncpg.create_pool(
                 self.dsn,
@@ -71,7 +76,7 @@ class Database:
             except (TimeoutError, *UNREACHABLE):
                 pool.terminate()
 
-    async def connect(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def connect(self) -> asyncpg.Connection:
         """A connection of one's own, for LISTEN. The caller closes it."""
         try:
             return await asyncpg.connect(

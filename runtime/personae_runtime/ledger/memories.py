@@ -52,7 +52,9 @@ class MemoryLedger:
         cipher = await self._vault.cipher_by_key(record.scope, connection)
         await connection.execute(
             "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
-            " occurred_at, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            " occurred_at, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            # Its id makes a retry after a lost connection harmless.
+            " ON CONFLICT DO NOTHING",
             record.memory_id,
             record.scope,
             cipher.seal(record.text.encode(), f"memory/{record.memory_id}/text"),

@@ -106,19 +106,18 @@ class SessionLedger:
     """Sessions and what happened in them, written under one owner's lease.
 
     Args:
-        owner: this process's name among all that run turns; unique per start.
         host: what outlives a restart; a new owner of the same host knows that
             the old ones are dead.
         lease_s: seconds a running turn stays this owner's without a renewal.
     """
 
     def __init__(
-        self, database: Database, vault: Vault, memories: MemoryLedger, *, owner: str, host: str, lease_s: float
+        self, database: Database, vault: Vault, memories: MemoryLedger, *, host: str, lease_s: float
     ) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
-        self.owner = owner
+        self.owner = ""
         self._host = host
         self._lease = timedelta(seconds=lease_s)
         self._epoch = 0
@@ -126,13 +125,16 @@ class SessionLedger:
     # -- ownership -----------------------------------------------------------
 
     async def register(self) -> None:
-        """Take up the owner's name; turns can be admitted from now on."""
+        """Take up a new owner name with a higher epoch; turns can be admitted from now on."""
+        owner = f"{self._host}/{uuid4().hex}"
         self._epoch = await self._database.fetchval(
             "INSERT INTO owners (owner, host) VALUES ($1, $2)"
+            # A repeat after a lost connection finds its own row.
             " ON CONFLICT (owner) DO UPDATE SET host = $2 RETURNING epoch",
-            self.owner,
+            owner,
             self._host,
         )
+        self.owner = owner
 
     async def renew(self) -> None:
         """Extend the leases of every turn that this owner runs.
@@ -173,10 +175,18 @@ class SessionLedger:
                 "SELECT session_pk, turn_no FROM turns WHERE owner = $1 AND state = 'RUNNING'", row["owner"]
             )
             for turn in turns:
-                closed += await self._close_orphan(turn["session_pk"], turn["turn_no"])
+                closed += await self.close_orphan(turn["session_pk"], turn["turn_no"])
         return closed
 
-    async def _close_orphan(self, session_pk: int, turn_no: int) -> int:
+    async def running(self) -> set[tuple[int, int]]:
+        """(session_pk, turn_no) of every turn that the ledger says this owner runs."""
+        rows = await self._database.fetch(
+            "SELECT session_pk, turn_no FROM turns WHERE owner = $1 AND state = 'RUNNING'", self.owner
+        )
+        return {(row["session_pk"], row["turn_no"]) for row in rows}
+
+    async def close_orphan(self, session_pk: int, turn_no: int) -> int:
+        """Close a running turn that nobody runs as interrupted; 1, or 0 if it had ended."""
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
                 "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, EXISTS ("

@@ -127,6 +127,7 @@ class Vault:
         self._wrap_key = _derive(master, b"wrap")
         self._scope_key = _derive(master, b"scope")
         self._body_key = _derive(master, b"body")
+        self._salt_key = _derive(master, b"salt")
         self._check = _derive(master, b"check")
         self._database = database
         self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
@@ -154,6 +155,10 @@ class Vault:
     def body_mac(self, *parts: str) -> bytes:
         """Keyed hash of a request body, to tell a repeat from another request without keeping it."""
         return hmac.new(self._body_key, _joined(*parts), sha256).digest()
+
+    def cache_salt(self, tenant: str, persona: str, revision: int) -> str:
+        """HMAC of (tenant, persona, revision), hex: keeps prefix caches of trust domains apart."""
+        return hmac.new(self._salt_key, _joined(tenant, persona, str(revision)), sha256).hexdigest()
 
     async def cipher(self, scope: Scope) -> ScopeCipher:
         """The scope's cipher; its key is made at first use.

@@ -37,11 +37,12 @@ class EventWriter:
     alone, so a repeat can't write twice.
 
     Args:
+        owner: called for the owner's current name.
         observe: called with (rows, seconds) after each commit.
     """
 
     def __init__(
-        self, database: Database, owner: str, *, timeout_s: float, observe: Callable[[int, float], None] | None = None
+        self, database: Database, owner: Callable[[], str], *, timeout_s: float, observe: Callable[[int, float], None] | None = None
     ) -> None:
         self._database = database
         self._owner = owner
@@ -100,7 +101,7 @@ class EventWriter:
                         future.set_exception(error)
 
     async def _commit(self, rows: list[EventRow]) -> Exception | None:
-        begun = time.monotonic()
+        begun, owner = time.monotonic(), self._owner()
         columns = (
             [row.session_pk for row in rows],
             [row.event_id for row in rows],
@@ -113,7 +114,7 @@ class EventWriter:
             try:
                 async with self._database.connection() as connection:
                     held = await connection.fetchval(
-                        "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", self._owner, *columns
+                        "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", owner, *columns
                     )
                 if self._observe is not None:
                     self._observe(len(rows), time.monotonic() - begun)

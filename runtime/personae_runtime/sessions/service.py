@@ -1,0 +1,197 @@
+"""What can be done with sessions: converse, attach, cancel, close.
+
+Streams are async iterators of `Seen`; leaving one early is losing a view, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from personae_runtime.errors import Unavailable
+from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.sessions import SessionLedger, SessionRow, TurnRow, owned_elsewhere
+from personae_runtime.ledger.vault import ScopeErased
+from personae_runtime.memory.store import MemoryRecord
+from personae_runtime.sessions.events import Event, Gap, GoAway, MemoryCitation
+from personae_runtime.sessions.turn import LiveTurn, TurnRunner
+from personae_runtime.sessions.views import Hub, View
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event as a view shows it; `memory` is what a citation cites, None if it was forgotten."""
+
+    event: Event
+    memory: MemoryRecord | None = None
+
+
+class SessionService:
+    """Operations on sessions.
+
+    Args:
+        view_limit: events a view may lag behind before it is dropped.
+    """
+
+    def __init__(
+        self, runner: TurnRunner, sessions: SessionLedger, memories: MemoryLedger, *, view_limit: int
+    ) -> None:
+        self._runner = runner
+        self._sessions = sessions
+        self._memories = memories
+        self._view_limit = view_limit
+
+    async def converse(self, session: SessionRow, turn_id: str, text: str) -> AsyncGenerator[Seen, None]:
+        """One turn's events, from turn_started to the terminal one.
+
+        Raises:
+            PersonaeError: see `TurnRunner.admit`; before the first event nothing was changed.
+            ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
+            LedgerUnavailable: the turn's end could not be recorded.
+        """
+        turn = await self._runner.admit(session, turn_id, text)
+        if turn is None:
+            turn_no = (await self._sessions.turn(session, turn_id)).turn_no
+            async for seen in self._replay(session, 0, turn_no):
+                yield seen
+            return
+        # Closed at once when the stream is lost, so that the turn knows it lost a view.
+        async with aclosing(self._watch(turn)) as events:
+            async for seen in events:
+                yield seen
+
+    async def _watch(self, turn: LiveTurn) -> AsyncGenerator[Seen, None]:
+        view = View(self._view_limit)
+        turn.hub.add(view)
+        try:
+            last = 0
+            for event in list(turn.events):
+                last = event.event_id
+                yield Seen(event, _cited(turn, event))
+                if event.terminal:
+                    return
+            if turn.failure is not None:
+                raise turn.failure
+            while (next_event := await view.next()) is not None:
+                if isinstance(next_event.body, GoAway):
+                    yield Seen(next_event)
+                elif next_event.event_id > last:
+                    yield Seen(next_event, _cited(turn, next_event))
+                    if next_event.terminal:
+                        return
+        finally:
+            self._drop(turn.session, turn.hub, view)
+
+    async def attach(self, session: SessionRow, after: int, turn_id: str) -> AsyncGenerator[Seen, None]:
+        """Events after an id: those recorded, then those to come.
+
+        With a `turn_id` only that turn's, ending with its terminal event;
+        without, the session's, until it closes.
+
+        Raises:
+            NotFound: the session has no such turn.
+            Unavailable: the turn runs in another process.
+            ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
+        """
+        hub = self._runner.hubs.get(session.session_pk)
+        view = View(self._view_limit)
+        # Before anything is read, so that nothing falls between replay and live.
+        hub.add(view)
+        try:
+            turn_no = (await self._sessions.turn(session, turn_id)).turn_no if turn_id else None
+            last = after
+            async for seen in self._replay(session, after, turn_no):
+                last = seen.event.event_id
+                yield seen
+                if turn_no is not None and seen.event.terminal:
+                    return
+            if turn_id and (hub.turn is None or hub.turn.turn_id != turn_id):
+                # It ended while it was replayed, or it never ran here.
+                row = await self._sessions.turn(session, turn_id)
+                if row.state == "RUNNING":
+                    raise owned_elsewhere()
+                async for seen in self._replay(session, last, turn_no):
+                    yield seen
+                return
+            if not turn_id and hub.turn is None and (await self._sessions.get(session.name)).state == "CLOSED":
+                return
+            while (event := await view.next()) is not None:
+                if isinstance(event.body, GoAway):
+                    yield Seen(event)
+                    continue
+                if event.event_id <= last or (turn_id and event.turn_id != turn_id):
+                    continue
+                yield Seen(event, await self._cited_by_id(event))
+                if turn_id and event.terminal:
+                    return
+        finally:
+            self._drop(session, hub, view)
+
+    async def _replay(self, session: SessionRow, after: int, turn_no: int | None) -> AsyncGenerator[Seen, None]:
+        while True:
+            try:
+                events = await self._sessions.events(session, after=after, limit=_PAGE, turn_no=turn_no)
+            except ScopeErased:
+                last = await self._sessions.last_event_id(session)
+                if last > after:
+                    yield Seen(Event(last, "", datetime.now(UTC), Gap(after + 1, last)))
+                return
+            for event in events:
+                after = event.event_id
+                yield Seen(event, await self._cited_by_id(event))
+            if len(events) < _PAGE:
+                return
+
+    async def _cited_by_id(self, event: Event) -> MemoryRecord | None:
+        if not isinstance(event.body, MemoryCitation):
+            return None
+        memory_id = UUID(event.body.memory_id)
+        return (await self._memories.read([memory_id])).get(memory_id)
+
+    def _drop(self, session: SessionRow, hub: Hub, view: View) -> None:
+        hub.remove(view)
+        self._runner.hubs.release(session.session_pk)
+
+    async def cancel(self, session: SessionRow, turn_id: str) -> TurnRow:
+        """Stop a turn and return it as it ended; an ended turn is left as it is.
+
+        Raises:
+            NotFound: the session has no such turn.
+            Unavailable: it runs in another process, or its end could not be recorded.
+        """
+        row = await self._sessions.turn(session, turn_id)
+        hub = self._runner.hubs.find(session.session_pk)
+        turn = None if hub is None else hub.turn
+        if turn is not None and turn.turn_id == turn_id:
+            await self._stop(turn, "CANCELLED")
+            return await self._sessions.turn(session, turn_id)
+        if row.state == "RUNNING":
+            row = await self._sessions.turn(session, turn_id)
+            if row.state == "RUNNING":
+                raise owned_elsewhere()
+        return row
+
+    async def close(self, session: SessionRow) -> SessionRow:
+        """Close a session: its running turn is cancelled, its streams end."""
+        closed = await self._sessions.close(session.name)
+        hub = self._runner.hubs.find(session.session_pk)
+        if hub is not None:
+            if hub.turn is not None:
+                await self._stop(hub.turn, "CANCELLED")
+            hub.end()
+        return closed if not closed.active_turn else await self._sessions.get(session.name)
+
+    async def _stop(self, turn: LiveTurn, reason: str) -> None:
+        turn.stop(reason)
+        await turn.ended.wait()
+        if turn.failure is not None:
+            raise Unavailable(turn.failure.message, reason=turn.failure.reason, retry_after_s=1.0)
+
+
+def _cited(turn: LiveTurn, event: Event) -> MemoryRecord | None:
+    return turn.citations.get(event.body.memory_id) if isinstance(event.body, MemoryCitation) else None

@@ -1,0 +1,737 @@
+"""The turn: one pipeline, read top to bottom.
+
+    admit → gate input ∥ recall → gate memories → compose
+          → generate → gate stream → record and deliver → remember
+
+`TurnRunner.admit` persists the person's words and takes the turn's lease;
+`TurnRunner._run` does the rest in a task of its own, so that losing a stream
+does not end the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from personae_runtime.config import Settings
+from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
+from personae_runtime.errors import (
+    EngineDead,
+    EngineOverloaded,
+    InvalidArgument,
+    LeaseLost,
+    LedgerUnavailable,
+    PersonaeError,
+    ResourceExhausted,
+)
+from personae_runtime.ledger.control import ControlWatcher, Watch
+from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, owned_elsewhere, turn_memory
+from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
+from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.indexer import Indexer
+from personae_runtime.memory.recall import Recall, RecalledMemory
+from personae_runtime.memory.store import MemoryRecord
+from personae_runtime.personas.definition import PersonaDefinition
+from personae_runtime.personas.types import persona_type
+from personae_runtime.policy.bundle import SCORER_FAILED
+from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
+from personae_runtime.policy.policy import Policy
+from personae_runtime.sessions.events import (
+    Body,
+    Event,
+    GoAway,
+    Latency,
+    MemoryCitation,
+    Notice,
+    PolicyEvent,
+    TextDelta,
+    TurnCompleted,
+    TurnInterrupted,
+    TurnStarted,
+    Usage,
+    Waiting,
+)
+from personae_runtime.sessions.prompt import PastTurn, compose, fit_history
+from personae_runtime.sessions.recorder import Recorder
+from personae_runtime.sessions.views import Hub, Hubs
+from personae_runtime.style.compile import compile_prefix
+from personae_runtime.telemetry import names
+from personae_runtime.telemetry.setup import Telemetry, fail_span
+
+_log = structlog.get_logger(__name__)
+
+_CACHED_PERSONAS = 1_000
+_CACHED_HISTORIES = 2_000
+_FRESH_TIMEOUT_S = 5.0
+_FINISH_RETRY_S = 30.0
+# Streams up to which text is never held back, and at which it is held longest:
+# one process keeps 250 streams of 20 deltas/s on time, and 500 at 100 ms.
+_COALESCE_FROM_STREAMS = 32
+_COALESCE_FULL_STREAMS = 500
+_PROMPT_MARGIN_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPersona:
+    """A revision, ready for prompts."""
+
+    definition: PersonaDefinition
+    type: str
+    display_name: str
+    prefix: str
+    prefix_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class LiveTurn:
+    """A turn that runs in this process."""
+
+    session: SessionRow
+    cipher: ScopeCipher
+    turn_id: str
+    text: str
+    persona: CompiledPersona
+    admission: Admission
+    admitted: float
+    hub: Hub
+    watch: Watch
+    context: otel_context.Context
+    events: list[Event] = field(default_factory=list)
+    recorder: Recorder = field(init=False)
+    task: asyncio.Task[None] = field(init=False)
+    stop_reason: str = ""
+    prompt_at: float | None = None
+    first_delta_at: float | None = None
+    record_span: trace.Span | None = None
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    in_history: bool = True
+    memory: MemoryRecord | None = None
+    citations: dict[str, MemoryRecord] = field(default_factory=dict)
+    failure: PersonaeError | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    history_from: int = 0
+    policy: PolicyContext = field(default_factory=PolicyContext)
+
+    @property
+    def request_id(self) -> str:
+        """The engine's name for the generation."""
+        return f"{self.session.session_pk}/{self.admission.turn_no}"
+
+    def stop(self, reason: str) -> None:
+        """End the turn early; the first reason counts. Safe to call from anywhere in the loop."""
+        if not self.stop_reason:
+            self.stop_reason = reason
+            self.task.cancel()
+
+
+class TurnRunner:
+    """Runs turns.
+
+    Everything it is given is started; it owns only the turns.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine,
+        policy: Policy,
+        recall: Recall | None,
+        indexer: Indexer | None,
+        personas: PersonaLedger,
+        sessions: SessionLedger,
+        vault: Vault,
+        writer: EventWriter,
+        control: ControlWatcher,
+        telemetry: Telemetry,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._policy = policy
+        self._recall = recall
+        self._indexer = indexer
+        self._personas = personas
+        self._sessions = sessions
+        self._vault = vault
+        self._writer = writer
+        self._control = control
+        self._telemetry = telemetry
+        self._compiled: OrderedDict[tuple[str, str, int], CompiledPersona] = OrderedDict()
+        self._histories: OrderedDict[int, list[PastTurn]] = OrderedDict()
+        self._recent: OrderedDict[str, deque[float]] = OrderedDict()
+        self._admitting = 0
+        self._draining = False
+        self.hubs = Hubs()
+
+    # -- admit ---------------------------------------------------------------
+
+    async def admit(self, session: SessionRow, turn_id: str, text: str) -> LiveTurn | None:
+        """Admit and start a turn, or join it if it runs here already; None if it has ended.
+
+        Nothing is changed unless the turn is admitted; on return it is durable.
+
+        Raises:
+            AlreadyExists, Aborted, FailedPrecondition: see `SessionLedger.admit`.
+            ResourceExhausted: too many turns, here or by this user.
+            InvalidArgument: the text alone does not fit the model's context.
+            Unavailable: another process runs this turn.
+        """
+        hub = self.hubs.get(session.session_pk)
+        try:
+            async with hub.lock:
+                if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
+                    return hub.turn
+                self._admitting += 1
+                try:
+                    return await self._admit(hub, session, turn_id, text)
+                finally:
+                    self._admitting -= 1
+        finally:
+            self.hubs.release(session.session_pk)
+
+    async def _admit(self, hub: Hub, session: SessionRow, turn_id: str, text: str) -> LiveTurn | None:
+        begun = time.monotonic()
+        context = otel_context.get_current()
+        with self._telemetry.stage(names.SPAN_ADMIT, context):
+            persona = await self._persona(session)
+            self._check_length(persona, text)
+            cipher = await self._vault.cipher(Scope(session.tenant, session.persona, session.user))
+            full = self._refusal(session)
+            if full is not None:
+                # A repeat is not new load: only a turn that would be new is turned away.
+                await self._raise_unless_known(session, turn_id, full)
+            started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
+            admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+        if not admission.new:
+            if not admission.running:
+                return None
+            if admission.owner != self._sessions.owner:
+                raise owned_elsewhere()
+            # Ours, yet nothing runs it: its admission's acknowledgement was lost.
+            await self._sessions.close_orphan(session.session_pk, admission.turn_no)
+            return None
+        self._count_turn(session)
+        turn = LiveTurn(
+            session=session,
+            cipher=cipher,
+            turn_id=turn_id,
+            text=text,
+            persona=persona,
+            admission=admission,
+            admitted=begun,
+            hub=hub,
+            watch=Watch(
+                session.tenant,
+                session.persona,
+                session.revision,
+                session.user,
+                admission.standing,
+                on_withdrawn=lambda: turn.stop("WITHDRAWN"),
+            ),
+            context=context,
+            history_from=admission.history_from,
+            policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code),
+        )
+        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
+        turn.recorder = Recorder(
+            turn_id,
+            admission.first_event_id + 1,
+            seal=lambda event: self._sessions.row(session.session_pk, admission.turn_no, cipher, event),
+            append=self._writer.append,
+            may_release=lambda: self._control.fresh(_FRESH_TIMEOUT_S),
+            deliver=lambda event: self._deliver(turn, event),
+            pause_s=self._pause_s,
+            on_lateness=self._telemetry.delta_lateness.record,
+        )
+        turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
+        self._control.add(turn.watch, admission.epoch)
+        hub.turn = turn
+        hub.publish(turn.events[0])
+        self._telemetry.active_turns.add(1)
+        turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
+        return turn
+
+    def _refusal(self, session: SessionRow) -> PersonaeError | None:
+        limits = self._settings.sessions
+        if self._draining:
+            return ResourceExhausted("the server is shutting down", reason="DRAINING", retry_after_s=2.0)
+        # The one being admitted counts itself among those being admitted.
+        if len(self.hubs.running()) + self._admitting > limits.max_running_turns:
+            return ResourceExhausted("too many turns run here", reason="TOO_MANY_TURNS", retry_after_s=1.0)
+        capacity = self._engine.capacity()
+        if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
+            return EngineOverloaded("the engine's queue is full", retry_after_s=1.0)
+        recent = self._recent.get(session.scope)
+        if recent is not None:
+            while recent and recent[0] < time.monotonic() - 60:
+                recent.popleft()
+            if len(recent) >= limits.turns_per_minute:
+                return ResourceExhausted(
+                    f"more than {limits.turns_per_minute} turns in a minute for one user",
+                    reason="QUOTA_EXCEEDED",
+                    retry_after_s=max(0.1, recent[0] + 60 - time.monotonic()),
+                    violations=((session.name.user_name(), f"{limits.turns_per_minute} turns per minute"),),
+                )
+        return None
+
+    async def _raise_unless_known(self, session: SessionRow, turn_id: str, refusal: PersonaeError) -> None:
+        try:
+            await self._sessions.turn(session, turn_id)
+        except PersonaeError:
+            raise refusal from None
+
+    def _count_turn(self, session: SessionRow) -> None:
+        recent = self._recent.setdefault(session.scope, deque())
+        self._recent.move_to_end(session.scope)
+        recent.append(time.monotonic())
+        if len(self._recent) > _CACHED_HISTORIES:
+            self._recent.popitem(last=False)
+
+    def _check_length(self, persona: CompiledPersona, text: str) -> None:
+        room = self._prompt_room(persona) - persona.prefix_tokens
+        if self._engine.count_tokens(text) > room:
+            raise InvalidArgument(
+                f"the text does not fit the model's context: at most about {room} tokens are left for it",
+                reason="TEXT_TOO_LONG",
+                violations=(("text", f"at most about {room} tokens"),),
+            )
+
+    def _prompt_room(self, persona: CompiledPersona) -> int:
+        return self._engine.capacity().max_context_tokens - self._max_tokens(persona) - _PROMPT_MARGIN_TOKENS
+
+    def _max_tokens(self, persona: CompiledPersona) -> int:
+        return persona.definition.max_output_tokens or self._settings.engine.max_output_tokens
+
+    async def _persona(self, session: SessionRow) -> CompiledPersona:
+        key = (session.tenant, session.persona, session.revision)
+        found = self._compiled.get(key)
+        if found is not None:
+            self._compiled.move_to_end(key)
+            return found
+        revision = await self._personas.revision(session.name, session.revision)
+        persona = await self._personas.get(session.name)
+        prefix = compile_prefix(revision.definition, persona_type=persona.type, display_name=persona.display_name)
+        found = CompiledPersona(
+            revision.definition, persona.type, persona.display_name, prefix, self._engine.count_tokens(prefix)
+        )
+        self._compiled[key] = found
+        if len(self._compiled) > _CACHED_PERSONAS:
+            self._compiled.popitem(last=False)
+        return found
+
+    # -- the pipeline --------------------------------------------------------
+
+    async def _run(self, turn: LiveTurn) -> None:
+        outcome: Body = TurnInterrupted(0, "ENGINE_FAILED")
+        turn.recorder.start()
+        try:
+            async with asyncio.timeout(self._settings.sessions.turn_timeout_s):
+                input_decision, recalled = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
+                if input_decision.action.stops:
+                    outcome = await self._refuse(turn, input_decision)
+                else:
+                    memories = await self._gate_memories(turn, recalled)
+                    messages = await self._compose(turn, memories)
+                    outcome = await self._generate(turn, messages)
+                self._remember(turn, input_decision)
+                await turn.recorder.flush()
+        except asyncio.CancelledError:
+            if not turn.stop_reason:
+                turn.stop_reason = "OWNER_LOST"
+        except TimeoutError:
+            turn.stop_reason = turn.stop_reason or "TIMED_OUT"
+        except LedgerUnavailable:
+            turn.stop_reason = turn.stop_reason or "LEDGER_UNAVAILABLE"
+        except (EngineDead, EngineOverloaded) as error:
+            turn.stop_reason = turn.stop_reason or "ENGINE_FAILED"
+            _log.warning("engine_failed", turn=turn.request_id, reason=error.reason)
+        except Exception:
+            turn.stop_reason = turn.stop_reason or "ENGINE_FAILED"
+            _log.exception("turn_failed", turn=turn.request_id)
+        # From here on a cancellation must not lose the end of the turn.
+        await asyncio.shield(asyncio.ensure_future(self._finish(turn, outcome)))
+
+    async def _gate_input(self, turn: LiveTurn) -> Decision:
+        with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
+            decision = await self._policy.decide(Stage.INPUT, turn.text, turn.policy)
+            await self._note(turn, decision, span)
+        return decision
+
+    async def _recall_for(self, turn: LiveTurn) -> tuple[RecalledMemory, ...]:
+        if self._recall is None or not turn.watch.standing.may_remember:
+            return ()
+        begun = time.monotonic()
+        with self._telemetry.stage(names.SPAN_RECALL, turn.context) as span:
+            try:
+                result = await self._recall.recall(
+                    turn.session.scope,
+                    turn.text,
+                    limit=self._settings.memory.recall_limit,
+                    dense_deadline_s=self._settings.memory.dense_deadline_ms / 1000,
+                    # What the prompt's history holds need not be recalled.
+                    exclude_threads=(f"session/{turn.session.session}",) if turn.history_from == 1 else (),
+                )
+            except LedgerUnavailable:
+                raise
+            except PersonaeError as error:
+                # A reply without memories is worth more than none.
+                fail_span(span, error)
+                self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
+                return ()
+            span.set_attribute(names.ATTR_RECALL_HITS, len(result.items))
+            span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, result.lexical_only)
+        self._telemetry.recall_duration.record(time.monotonic() - begun)
+        return result.items
+
+    async def _refuse(self, turn: LiveTurn, decision: Decision) -> Body:
+        turn.in_history = False
+        self._say(turn, decision.template)
+        return TurnCompleted("POLICY")
+
+    async def _gate_memories(
+        self, turn: LiveTurn, recalled: tuple[RecalledMemory, ...]
+    ) -> list[RecalledMemory]:
+        kept: list[RecalledMemory] = []
+        with self._telemetry.stage(names.SPAN_GATE_MEMORY, turn.context) as span:
+            for memory in recalled:
+                decision = self._policy.check_memory(memory.record.text, turn.policy)
+                if decision.rules:
+                    await self._note(turn, decision, span)
+                if not decision.action.stops:
+                    kept.append(memory)
+            span.set_attribute(names.ATTR_RECALL_DROPPED, len(recalled) - len(kept))
+        return kept
+
+    async def _compose(self, turn: LiveTurn, memories: list[RecalledMemory]) -> list[Message]:
+        with self._telemetry.stage(names.SPAN_COMPOSE, turn.context):
+            room = self._prompt_room(turn.persona) - turn.persona.prefix_tokens
+            room -= self._engine.count_tokens(turn.text)
+            kept: list[RecalledMemory] = []
+            for memory in memories:
+                cost = self._engine.count_tokens(memory.record.text) + 16
+                if cost <= room // 2:
+                    kept.append(memory)
+                    room -= cost
+            history = await self._history(turn)
+            fitted = fit_history(history, min(self._settings.sessions.history_tokens, room))
+            if fitted and len(fitted) < len(history):
+                turn.history_from = fitted[0].turn_no
+                self._histories[turn.session.session_pk] = list(fitted)
+            for memory in kept:
+                memory_id = str(memory.record.memory_id)
+                turn.citations[memory_id] = memory.record
+                turn.recorder.emit(MemoryCitation(memory_id, round(memory.score, 6)))
+            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept)
+
+    async def _history(self, turn: LiveTurn) -> list[PastTurn]:
+        key, before = turn.session.session_pk, turn.admission.turn_no - 1
+        cached = self._histories.get(key)
+        if cached is not None and (cached[-1].turn_no if cached else 0) == before:
+            self._histories.move_to_end(key)
+            return [past for past in cached if past.tokens > 0]
+        past = [
+            self._past_turn(row.turn_no, row.user_text, row.reply_text, row.in_history)
+            for row in await self._sessions.turns(
+                turn.session, after=turn.history_from - 1, limit=before, live=False
+            )
+            if row.turn_no <= before
+        ]
+        self._keep_history(key, past)
+        return [one for one in past if one.tokens > 0]
+
+    def _past_turn(self, turn_no: int, user_text: str, reply_text: str, in_history: bool) -> PastTurn:
+        # A turn that is not history keeps its number, so that the cache is known to be current.
+        if not in_history:
+            return PastTurn(turn_no, "", "", 0)
+        count = self._engine.count_tokens
+        return PastTurn(turn_no, user_text, reply_text, count(user_text) + count(reply_text) + 8)
+
+    def _keep_history(self, key: int, past: list[PastTurn]) -> None:
+        self._histories[key] = past
+        self._histories.move_to_end(key)
+        if len(self._histories) > _CACHED_HISTORIES:
+            self._histories.popitem(last=False)
+
+    async def _generate(self, turn: LiveTurn, messages: list[Message]) -> Body:
+        definition = turn.persona.definition
+        temperature = definition.temperature
+        request = GenerateRequest(
+            request_id=turn.request_id,
+            messages=messages,
+            max_tokens=self._max_tokens(turn.persona),
+            temperature=self._settings.engine.temperature if temperature is None else temperature,
+            priority=persona_type(turn.persona.type).priority,
+            cache_salt=self._vault.cache_salt(turn.session.tenant, turn.session.persona, turn.session.revision),
+        )
+        capacity = self._engine.capacity()
+        if capacity.running >= capacity.max_concurrent:
+            turn.recorder.emit(Waiting("ENGINE_QUEUE"))
+        gate = self._policy.open_stream(turn.policy)
+        gate_span = None
+        finish = EngineFinish.STOP
+        with self._telemetry.stage(names.SPAN_GENERATE, turn.context) as span:
+            span.set_attribute(names.ATTR_GEN_AI_REQUEST_MODEL, self._engine.model)
+            turn.prompt_at = time.monotonic()
+            try:
+                async with aclosing(self._engine.generate(request)) as deltas:
+                    async for delta in deltas:
+                        if turn.first_delta_at is None:
+                            turn.first_delta_at = time.monotonic()
+                            gate_span = self._telemetry.tracer.start_span(names.SPAN_GATE_STREAM, turn.context)
+                        turn.output_tokens += delta.tokens
+                        if delta.finish is not None:
+                            finish = delta.finish
+                            turn.input_tokens = delta.input_tokens
+                            turn.cached_input_tokens = delta.cached_input_tokens
+                        if gate.feed(delta.text) or delta.finish is not None:
+                            clearance = await gate.clear(final=delta.finish is not None)
+                            if clearance.text:
+                                self._release(turn, clearance.text)
+                            if clearance.decision is not None:
+                                await self._note(turn, clearance.decision, gate_span)
+                                if clearance.decision.action.stops:
+                                    # Leaving the loop closes the generator, which aborts the request.
+                                    self._say(turn, clearance.decision.template)
+                                    return TurnCompleted("POLICY")
+            finally:
+                if gate_span is not None:
+                    gate_span.end()
+                span.set_attribute(names.ATTR_GEN_AI_USAGE_INPUT_TOKENS, turn.input_tokens)
+                span.set_attribute(names.ATTR_GEN_AI_USAGE_OUTPUT_TOKENS, turn.output_tokens)
+        if finish is EngineFinish.ABORT:
+            raise EngineDead("the engine aborted the request")
+        return TurnCompleted("LENGTH" if finish is EngineFinish.LENGTH else "STOP")
+
+    def _remember(self, turn: LiveTurn, decision: Decision) -> None:
+        """What the turn leaves: the person's own words, unless policy or they say no."""
+        if self._recall is None or not turn.watch.standing.may_remember or decision.action.stops:
+            return
+        if self._policy.check_memory(turn.text, turn.policy).action.stops:
+            return
+        turn.memory = turn_memory(
+            turn.session.scope,
+            turn.session.session,
+            turn.admission.turn_no,
+            turn.session.user,
+            turn.text,
+            turn.admission.admitted_at,
+        )
+
+    async def _finish(self, turn: LiveTurn, outcome: Body) -> None:
+        """Record the end, show it, and let go of everything the turn held."""
+        recorder = turn.recorder
+        await recorder.stop()
+        if turn.stop_reason:
+            outcome = TurnInterrupted(0, turn.stop_reason)
+        reply = "".join(recorder.text)
+        if turn.record_span is not None:
+            turn.record_span.set_attribute(names.ATTR_RELEASED_UNITS, len(recorder.text))
+            turn.record_span.set_attribute(names.ATTR_RELEASED_CHARS, len(reply))
+            turn.record_span.end()
+        if isinstance(outcome, TurnInterrupted):
+            outcome = TurnInterrupted(len(reply), outcome.reason)
+            self._remember_interrupted(turn)
+        now = datetime.now(UTC)
+        tail: list[Body] = []
+        if turn.prompt_at is not None:
+            tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
+        tail += [self._latency(turn), outcome]
+        events = [Event(recorder.take_id(), turn.turn_id, now, body) for body in tail]
+        error: PersonaeError | None = None
+        try:
+            with self._telemetry.stage(names.SPAN_REMEMBER, turn.context):
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception_type(LedgerUnavailable),
+                    stop=stop_after_delay(_FINISH_RETRY_S),
+                    wait=wait_exponential_jitter(initial=0.1, max=2.0),
+                    reraise=True,
+                ):
+                    with attempt:
+                        await self._sessions.finish(
+                            turn.session,
+                            turn.admission.turn_no,
+                            turn.cipher,
+                            state="COMPLETED" if isinstance(outcome, TurnCompleted) else "INTERRUPTED",
+                            finish_reason=outcome.finish_reason if isinstance(outcome, TurnCompleted) else "",
+                            reply=reply,
+                            in_history=turn.in_history,
+                            events=events,
+                            memory=turn.memory,
+                            history_from=turn.history_from,
+                        )
+        except LeaseLost as lost:
+            error = lost
+        except Exception as failed:
+            # The sweep closes it once the ledger is back; the streams are told to try again.
+            error = LedgerUnavailable("the turn's end could not be recorded; attach again", retry_after_s=1.0)
+            _log.error("turn_end_not_recorded", turn=turn.request_id, error=type(failed).__name__)
+        self._control.remove(turn.watch)
+        turn.hub.turn = None
+        if error is None:
+            cached = self._histories.get(turn.session.session_pk)
+            if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
+                cached.append(self._past_turn(turn.admission.turn_no, turn.text, reply, turn.in_history))
+            for event in events:
+                self._deliver(turn, event)
+        else:
+            turn.failure = error
+            turn.hub.end(error)
+        if turn.memory is not None and self._indexer is not None:
+            self._indexer.notify()
+        self.hubs.release(turn.session.session_pk)
+        turn.ended.set()
+        self._measure(turn, outcome)
+
+    def _remember_interrupted(self, turn: LiveTurn) -> None:
+        if turn.memory is None and turn.in_history and turn.prompt_at is not None:
+            self._remember(turn, Decision(Action.ALLOW, Stage.INPUT, self._policy.version))
+
+    # -- pieces --------------------------------------------------------------
+
+    async def _note(self, turn: LiveTurn, decision: Decision, span: trace.Span | None) -> None:
+        """Record a decision that any rule had a part in, and tell the person of what it changed."""
+        self._telemetry.gate_actions.add(
+            1,
+            {
+                names.ATTR_POLICY_STAGE: decision.stage.value,
+                names.ATTR_POLICY_ACTION: decision.action.value,
+                names.ATTR_POLICY_CATEGORY: decision.category,
+            },
+        )
+        if decision.reason_code == SCORER_FAILED:
+            self._telemetry.gate_failures.add(1, {names.ATTR_POLICY_STAGE: decision.stage.value})
+        if not decision.rules and decision.action is Action.ALLOW:
+            return
+        decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision)
+        if span is not None:
+            span.set_attribute(names.ATTR_POLICY_ACTION, decision.action.value)
+            span.set_attribute(names.ATTR_POLICY_REASON_CODE, decision.reason_code)
+        if decision.action is not Action.ALLOW:
+            turn.recorder.emit(
+                PolicyEvent(
+                    action=decision.action.value,
+                    category=decision.category,
+                    reason_code=decision.reason_code,
+                    stage=decision.stage.value,
+                    decision=str(decision_id),
+                )
+            )
+        if decision.notice_text:
+            turn.recorder.emit(Notice(decision.notice_code, decision.notice_text))
+
+    def _say(self, turn: LiveTurn, template: str) -> None:
+        if template:
+            said = bool(turn.recorder.text) or turn.output_tokens > 0
+            self._release(turn, f"\n\n{template}" if said else template)
+
+    def _release(self, turn: LiveTurn, text: str) -> None:
+        """Hand cleared text over to be recorded and delivered."""
+        if turn.record_span is None:
+            turn.record_span = self._telemetry.tracer.start_span(names.SPAN_RECORD, turn.context)
+        turn.recorder.emit(TextDelta(text))
+
+    def _deliver(self, turn: LiveTurn, event: Event) -> None:
+        turn.events.append(event)
+        turn.hub.publish(event)
+
+    def _pause_s(self) -> float:
+        """Seconds that text may wait for company: none at low load, more with each stream."""
+        streams = self.hubs.view_count()
+        share = (streams - _COALESCE_FROM_STREAMS) / (_COALESCE_FULL_STREAMS - _COALESCE_FROM_STREAMS)
+        return min(1.0, max(0.0, share)) * self._settings.sessions.coalesce_max_ms / 1000
+
+    def _latency(self, turn: LiveTurn) -> Latency:
+        def since(moment: float | None) -> float:
+            return 0.0 if moment is None else round(moment - turn.admitted, 6)
+
+        return Latency(since(turn.prompt_at), since(turn.first_delta_at), since(turn.recorder.first_text_at))
+
+    def _measure(self, turn: LiveTurn, outcome: Body) -> None:
+        telemetry = self._telemetry
+        telemetry.active_turns.add(-1)
+        latency = self._latency(turn)
+        attributes = {names.ATTR_GEN_AI_REQUEST_MODEL: self._engine.model}
+        if turn.prompt_at is not None:
+            telemetry.own_work.record(latency.queue_s, attributes)
+        if turn.first_delta_at is not None:
+            telemetry.time_to_first_token.record(latency.ttft_s, attributes)
+        if turn.recorder.first_text_at is not None:
+            telemetry.first_release.record(latency.first_release_s, attributes)
+        telemetry.input_tokens.add(turn.input_tokens, attributes)
+        telemetry.cached_input_tokens.add(turn.cached_input_tokens, attributes)
+        telemetry.output_tokens.add(turn.output_tokens, attributes)
+        reason = outcome.reason if isinstance(outcome, TurnInterrupted) else ""
+        telemetry.turns.add(1, {names.ATTR_TURN_OUTCOME: outcome.kind, names.ATTR_REASON: reason})
+
+    # -- upkeep --------------------------------------------------------------
+
+    async def keep(self, stop: asyncio.Event) -> None:
+        """Renew leases, cancel turns that nobody watches, close what was lost; until `stop` is set."""
+        period = min(1.0, self._settings.ledger.lease_s / 3)
+        renew_every = self._settings.ledger.lease_s / 3
+        renewed = 0.0
+        suspects: set[tuple[int, int]] = set()
+        while not stop.is_set():
+            now = time.monotonic()
+            self._cancel_abandoned(now)
+            self._telemetry.queue_depth.set(self._engine.capacity().waiting)
+            if now - renewed >= renew_every:
+                renewed = now
+                try:
+                    await self._sessions.renew()
+                    await self._sessions.recover()
+                    suspects = await self._close_lost(suspects)
+                except LeaseLost:
+                    _log.error("fenced_off")
+                    for turn in self.hubs.running():
+                        turn.stop("OWNER_LOST")
+                    await self._sessions.register()
+                except PersonaeError as error:
+                    _log.warning("lease_upkeep_failed", reason=error.reason)
+            try:
+                await asyncio.wait_for(stop.wait(), period)
+            except TimeoutError:
+                continue
+
+    def _cancel_abandoned(self, now: float) -> None:
+        for turn in self.hubs.running():
+            since = turn.hub.unwatched_since
+            if since is not None and now - since >= self._settings.sessions.orphan_timeout_s:
+                turn.stop("ABANDONED")
+
+    async def _close_lost(self, suspects: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Close turns that the ledger has as ours and that have not run here for two rounds."""
+        here = {(turn.session.session_pk, turn.admission.turn_no) for turn in self.hubs.running()}
+        lost = await self._sessions.running() - here
+        for session_pk, turn_no in lost & suspects:
+            await self._sessions.close_orphan(session_pk, turn_no)
+        return lost
+
+    async def drain(self, grace_s: float) -> None:
+        """Admit no more, let what runs end, and interrupt what has not after `grace_s`."""
+        self._draining = True
+        going = Event(0, "", datetime.now(UTC), GoAway(grace_s))
+        for hub in self.hubs.all():
+            hub.publish(going)
+        tasks = [turn.task for turn in self.hubs.running()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for turn in self.hubs.running():
+            turn.stop("OWNER_LOST")
+        remaining = [task for task in tasks if not task.done()]
+        if remaining:
+            await asyncio.wait(remaining, timeout=_FINISH_RETRY_S)
+
+

@@ -1,0 +1,146 @@
+"""Views of a session: who watches, and what they are sent.
+
+A session lives on the server; a stream is only a view of it. A view has a
+bounded buffer: one that lags too far is dropped, the turn never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from personae_runtime.errors import PersonaeError, ResourceExhausted
+from personae_runtime.sessions.events import Event
+
+if TYPE_CHECKING:
+    from personae_runtime.sessions.turn import LiveTurn
+
+SLOW_CONSUMER = "SLOW_CONSUMER"
+"""Reason of the error that ends a view which lagged too far."""
+
+
+class View:
+    """One watcher's buffer of events, oldest first.
+
+    Args:
+        limit: events that may wait; one more drops the view.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._events: deque[Event] = deque()
+        self._limit = limit
+        self._ready = asyncio.Event()
+        self._end: PersonaeError | None = None
+        self._ended = False
+
+    def offer(self, event: Event) -> None:
+        """Add an event; drops the view if its buffer is full."""
+        if self._ended:
+            return
+        if len(self._events) >= self._limit:
+            self.end(
+                ResourceExhausted(
+                    "the stream fell too far behind and was dropped; the turn goes on: attach again",
+                    reason=SLOW_CONSUMER,
+                    retry_after_s=0.1,
+                )
+            )
+            return
+        self._events.append(event)
+        self._ready.set()
+
+    def end(self, error: PersonaeError | None = None) -> None:
+        """No more events will come. What is buffered is still sent, then `error` is raised if given."""
+        if not self._ended:
+            self._ended = True
+            self._end = error
+            self._ready.set()
+
+    async def next(self) -> Event | None:
+        """The next event, or None at the end.
+
+        Raises:
+            PersonaeError: what `end` was given.
+        """
+        while not self._events:
+            if self._ended:
+                if self._end is not None:
+                    raise self._end
+                return None
+            self._ready.clear()
+            await self._ready.wait()
+        return self._events.popleft()
+
+
+class Hub:
+    """The views of one session and the turn that runs in it."""
+
+    __slots__ = ("lock", "turn", "unwatched_since", "views")
+
+    def __init__(self) -> None:
+        self.views: set[View] = set()
+        self.turn: LiveTurn | None = None
+        # Admission and joining are one step each for a session.
+        self.lock = asyncio.Lock()
+        self.unwatched_since: float | None = time.monotonic()
+
+    def add(self, view: View) -> None:
+        """Show the view everything published from now on."""
+        self.views.add(view)
+        self.unwatched_since = None
+
+    def remove(self, view: View) -> None:
+        """Stop showing it."""
+        self.views.discard(view)
+        if not self.views:
+            self.unwatched_since = time.monotonic()
+
+    def publish(self, event: Event) -> None:
+        """Show an event to every view."""
+        for view in self.views:
+            view.offer(event)
+
+    def end(self, error: PersonaeError | None = None) -> None:
+        """End every view."""
+        for view in self.views:
+            view.end(error)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nobody watches."""
+        return self.turn is None and not self.views and not self.lock.locked()
+
+
+class Hubs:
+    """Hubs by session key, made when needed and dropped when idle."""
+
+    def __init__(self) -> None:
+        self._hubs: dict[int, Hub] = {}
+
+    def get(self, session_pk: int) -> Hub:
+        """The session's hub."""
+        return self._hubs.setdefault(session_pk, Hub())
+
+    def release(self, session_pk: int) -> None:
+        """Drop the hub if it is idle."""
+        hub = self._hubs.get(session_pk)
+        if hub is not None and hub.idle:
+            del self._hubs[session_pk]
+
+    def find(self, session_pk: int) -> Hub | None:
+        """The session's hub, if it has one."""
+        return self._hubs.get(session_pk)
+
+    def all(self) -> list[Hub]:
+        """Every hub."""
+        return list(self._hubs.values())
+
+    def running(self) -> list[LiveTurn]:
+        """Every turn that runs."""
+        return [hub.turn for hub in self._hubs.values() if hub.turn is not None]
+
+    def view_count(self) -> int:
+        """Views open now."""
+        return sum(len(hub.views) for hub in self._hubs.values())

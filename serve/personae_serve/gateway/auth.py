@@ -1,0 +1,151 @@
+"""Who calls, and what they may do: API key → principal, method → permission.
+
+Deny by default: a method that is not in PERMISSIONS can't be called.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from personae_runtime.config import ApiKey
+from personae_runtime.errors import PermissionDenied, Unauthenticated
+from personae_runtime.names import Name
+
+PUBLIC = "public"
+"""Permission of methods that need no key."""
+
+PERMISSIONS: Mapping[str, str] = {
+    "/personae.v1.PersonaService/CreatePersona": "personas.create",
+    "/personae.v1.PersonaService/GetPersona": "personas.get",
+    "/personae.v1.PersonaService/ListPersonas": "personas.list",
+    "/personae.v1.PersonaService/UpdatePersona": "personas.update",
+    "/personae.v1.PersonaService/DeletePersona": "personas.delete",
+    "/personae.v1.PersonaService/UndeletePersona": "personas.delete",
+    "/personae.v1.PersonaService/PublishRevision": "personas.publish",
+    "/personae.v1.PersonaService/ListRevisions": "personas.get",
+    "/personae.v1.PersonaService/WithdrawRevision": "personas.withdraw",
+    "/personae.v1.SessionService/CreateSession": "sessions.create",
+    "/personae.v1.SessionService/GetSession": "sessions.get",
+    "/personae.v1.SessionService/ListSessions": "sessions.list",
+    "/personae.v1.SessionService/CloseSession": "sessions.close",
+    "/personae.v1.SessionService/ListTurns": "sessions.get",
+    "/personae.v1.SessionService/Converse": "sessions.converse",
+    "/personae.v1.SessionService/Attach": "sessions.converse",
+    "/personae.v1.SessionService/CancelTurn": "sessions.converse",
+    "/personae.v1.MemoryService/ListMemories": "memories.list",
+    "/personae.v1.MemoryService/SearchMemories": "memories.list",
+    "/personae.v1.MemoryService/CreateMemory": "memories.create",
+    "/personae.v1.MemoryService/ForgetMemory": "memories.forget",
+    "/personae.v1.PolicyService/Classify": "policy.classify",
+    "/personae.v1.ConsentService/RecordConsent": "consents.record",
+    "/personae.v1.ConsentService/ListConsentEvents": "consents.list",
+    "/grpc.health.v1.Health/Check": PUBLIC,
+    "/grpc.health.v1.Health/List": PUBLIC,
+    "/grpc.health.v1.Health/Watch": PUBLIC,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PUBLIC,
+}
+
+_USER_PERMISSIONS = frozenset(
+    {
+        "personas.get",
+        "sessions.create",
+        "sessions.get",
+        "sessions.list",
+        "sessions.close",
+        "sessions.converse",
+        "memories.list",
+        "memories.create",
+        "memories.forget",
+        "consents.record",
+        "consents.list",
+    }
+)
+"""The most a user token may do, whatever its key says: what is the person's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated caller.
+
+    Attributes:
+        key_id: name of the key, for logs and traces.
+        tenant: the only tenant it may name.
+        user: for a user token the only user it may name; None for a service token.
+        permissions: "sessions.converse", "sessions.*" or "*".
+    """
+
+    key_id: str
+    tenant: str
+    user: str | None
+    permissions: tuple[str, ...]
+
+    def may(self, permission: str) -> bool:
+        """True if the principal has the permission."""
+        if self.user is not None and permission not in _USER_PERMISSIONS:
+            return False
+        service = permission.partition(".")[0]
+        return any(held in ("*", permission, f"{service}.*") for held in self.permissions)
+
+    def require_tenant(self, name: Name) -> None:
+        """Raise PermissionDenied unless the name is of the principal's tenant."""
+        if name.tenant != self.tenant:
+            raise PermissionDenied(
+                f"the key speaks for tenant {self.tenant!r}, not {name.tenant!r}", reason="TENANT_MISMATCH"
+            )
+
+    def require_user(self, user: str) -> None:
+        """Raise PermissionDenied if the principal is another user."""
+        if self.user is not None and user != self.user:
+            raise PermissionDenied("a user token may name its own user only", reason="USER_MISMATCH")
+
+
+NOBODY = Principal("", "", None, ())
+CALLER: ContextVar[Principal] = ContextVar("personae_caller", default=NOBODY)
+"""The principal of the RPC that runs in this context."""
+
+
+class Authenticator:
+    """Finds the principal of a key by its SHA-256; keys themselves are not kept."""
+
+    def __init__(self, keys: Iterable[ApiKey]) -> None:
+        self._principals = {
+            bytes.fromhex(key.sha256): Principal(key.id, key.tenant, key.user, key.permissions) for key in keys
+        }
+
+    def authenticate(self, metadata: Mapping[str, str]) -> Principal:
+        """The caller.
+
+        Raises:
+            Unauthenticated: no key, or not a known one.
+        """
+        scheme, _, key = metadata.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthenticated(
+                "send an API key as metadata 'authorization: Bearer KEY'", reason="CREDENTIALS_MISSING"
+            )
+        principal = self._principals.get(sha256(key.encode()).digest())
+        if principal is None:
+            raise Unauthenticated("the API key is not known here")
+        return principal
+
+
+def development_key(data_dir: Path, tenant: str = "demo") -> tuple[ApiKey, str, bool]:
+    """The development key: its entry, the key itself, and whether it was made just now.
+
+    Kept in `<data_dir>/development-key`, readable by its owner only, so that the
+    command line on this machine finds it.
+    """
+    path = data_dir / "development-key"
+    made = not path.exists()
+    if made:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text("pk-dev-" + secrets.token_urlsafe(24))
+    key = path.read_text().strip()
+    entry = ApiKey(id="development", sha256=sha256(key.encode()).hexdigest(), tenant=tenant, permissions=("*",))
+    return entry, key, made

@@ -1,0 +1,264 @@
+"""Between the runtime's records and the API's messages."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf import duration_pb2, timestamp_pb2
+from personae.v1 import event_pb2, memory_service_pb2, persona_service_pb2, policy_service_pb2, session_service_pb2
+
+from personae_runtime.ledger.control import ConsentRow
+from personae_runtime.ledger.personas import PersonaRow, RevisionRow
+from personae_runtime.ledger.sessions import SessionRow, TurnRow
+from personae_runtime.memory.store import MemoryRecord
+from personae_runtime.names import Name
+from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
+from personae_runtime.policy.decision import Decision
+from personae_runtime.sessions import events
+from personae_runtime.sessions.service import Seen
+
+
+def timestamp(value: datetime | None) -> timestamp_pb2.Timestamp | None:
+    """An aware datetime as a Timestamp; None stays None."""
+    if value is None:
+        return None
+    # Faster than FromDatetime, and this is on every event's way out.
+    moment = value.timestamp()
+    seconds = int(moment // 1)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=value.microsecond * 1000)
+
+
+def from_timestamp(message: timestamp_pb2.Timestamp) -> datetime:
+    """A Timestamp as an aware UTC datetime."""
+    return message.ToDatetime(tzinfo=UTC)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    return duration_pb2.Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+# -- personas ----------------------------------------------------------------
+
+_TYPE_PREFIX = "PERSONA_TYPE_"
+
+
+def persona_type_to_text(value: persona_service_pb2.PersonaType) -> str:
+    """ASSISTANT → "assistant"; unspecified → ""."""
+    name = persona_service_pb2.PersonaType.Name(value).removeprefix(_TYPE_PREFIX).lower()
+    return "" if name == "unspecified" else name
+
+
+def persona(row: PersonaRow) -> persona_service_pb2.Persona:
+    name = Name(row.tenant, row.persona).persona_name()
+    return persona_service_pb2.Persona(
+        name=name,
+        display_name=row.display_name,
+        type=persona_service_pb2.PersonaType.Value(_TYPE_PREFIX + row.type.upper()),
+        active_revision="" if row.active_revision is None else f"{name}/revisions/{row.active_revision}",
+        create_time=timestamp(row.created_at),
+        update_time=timestamp(row.updated_at),
+        delete_time=timestamp(row.deleted_at),
+        etag=row.etag,
+    )
+
+
+def _enum_text(name: str, prefix: str) -> str:
+    text = name.removeprefix(prefix).lower()
+    return "" if text == "unspecified" else text
+
+
+def definition_from_proto(message: persona_service_pb2.PersonaDefinition) -> PersonaDefinition:
+    style, generation = message.style, message.generation
+    return PersonaDefinition(
+        card=message.card,
+        style=StyleSheet(
+            tone=style.tone,
+            formality=_enum_text(persona_service_pb2.Formality.Name(style.formality), "FORMALITY_"),
+            max_sentences=style.max_sentences,
+            signature_phrases=tuple(style.signature_phrases),
+            avoided_phrases=tuple(style.avoided_phrases),
+            emoji=_enum_text(persona_service_pb2.EmojiUse.Name(style.emoji), "EMOJI_USE_"),
+            language_code=style.language_code,
+        ),
+        exemplars=tuple(Exemplar(prompt=one.prompt, reply=one.reply) for one in message.exemplars),
+        model=generation.model,
+        max_output_tokens=generation.max_output_tokens,
+        temperature=generation.temperature if generation.HasField("temperature") else None,
+    )
+
+
+def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinition:
+    style = value.style
+    return persona_service_pb2.PersonaDefinition(
+        card=value.card,
+        style=persona_service_pb2.StyleSheet(
+            tone=style.tone,
+            formality=persona_service_pb2.Formality.Value(f"FORMALITY_{(style.formality or 'unspecified').upper()}"),
+            max_sentences=style.max_sentences,
+            signature_phrases=style.signature_phrases,
+            avoided_phrases=style.avoided_phrases,
+            emoji=persona_service_pb2.EmojiUse.Value(f"EMOJI_USE_{(style.emoji or 'unspecified').upper()}"),
+            language_code=style.language_code,
+        ),
+        exemplars=[persona_service_pb2.Exemplar(prompt=one.prompt, reply=one.reply) for one in value.exemplars],
+        generation=persona_service_pb2.GenerationConfig(
+            model=value.model, max_output_tokens=value.max_output_tokens, temperature=value.temperature
+        ),
+    )
+
+
+def revision(row: RevisionRow) -> persona_service_pb2.Revision:
+    return persona_service_pb2.Revision(
+        name=f"{Name(row.tenant, row.persona).persona_name()}/revisions/{row.revision}",
+        state=persona_service_pb2.RevisionState.Value(f"REVISION_STATE_{row.state}"),
+        definition=definition(row.definition),
+        create_time=timestamp(row.created_at),
+        withdraw_time=timestamp(row.withdrawn_at),
+        withdraw_reason=row.withdraw_reason,
+    )
+
+
+# -- sessions ----------------------------------------------------------------
+
+
+def age_band_to_text(value: policy_service_pb2.AgeBand) -> str:
+    return {policy_service_pb2.AGE_BAND_TEEN: "teen", policy_service_pb2.AGE_BAND_ADULT: "adult"}.get(value, "unknown")
+
+
+def session(row: SessionRow) -> session_service_pb2.Session:
+    name = row.name.session_name()
+    bands = {"teen": policy_service_pb2.AGE_BAND_TEEN, "adult": policy_service_pb2.AGE_BAND_ADULT}
+    return session_service_pb2.Session(
+        name=name,
+        user=row.name.user_name(),
+        revision=f"{row.name.persona_name()}/revisions/{row.revision}",
+        state=session_service_pb2.SessionState.Value(f"SESSION_STATE_{row.state}"),
+        age_band=bands.get(row.age_band, policy_service_pb2.AGE_BAND_UNSPECIFIED),
+        region_code=row.region_code,
+        disclosure=row.disclosure,
+        create_time=timestamp(row.created_at),
+        close_time=timestamp(row.closed_at),
+        active_turn=f"{name}/turns/{row.active_turn}" if row.active_turn else "",
+    )
+
+
+def turn(owner: SessionRow, row: TurnRow) -> session_service_pb2.Turn:
+    return session_service_pb2.Turn(
+        name=f"{owner.name.session_name()}/turns/{row.turn_id}",
+        state=session_service_pb2.TurnState.Value(f"TURN_STATE_{row.state}"),
+        user_text=row.user_text,
+        reply_text=row.reply_text,
+        create_time=timestamp(row.created_at),
+        end_time=timestamp(row.ended_at),
+        finish_reason=event_pb2.FinishReason.Value(f"FINISH_REASON_{row.finish_reason or 'UNSPECIFIED'}"),
+        first_event_id=row.first_event_id,
+        last_event_id=row.last_event_id,
+    )
+
+
+def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
+    """An event as a stream carries it."""
+    source = seen.event
+    message = event_pb2.SessionEvent(event_id=source.event_id, turn_id=source.turn_id, time=timestamp(source.time))
+    body = source.body
+    match body:
+        case events.TextDelta():
+            message.text_delta.text = body.text
+        case events.TurnStarted():
+            message.turn_started.disclosure = body.disclosure
+            message.turn_started.revision = f"{owner.name.persona_name()}/revisions/{body.revision}"
+        case events.Waiting():
+            message.waiting.reason = event_pb2.Waiting.Reason.Value(f"REASON_{body.reason}")
+        case events.MemoryCitation():
+            cited = message.memory_citation
+            cited.memory = f"{owner.name.user_name()}/memories/{body.memory_id}"
+            cited.score = body.score
+            if seen.memory is not None:
+                cited.quote = seen.memory.text
+                cited.speaker = seen.memory.speaker
+                cited.occur_time.FromDatetime(seen.memory.occurred_at)
+        case events.PolicyEvent():
+            told = message.policy_event
+            told.action = event_pb2.PolicyAction.Value(f"POLICY_ACTION_{body.action.upper()}")
+            told.category = body.category
+            told.reason_code = body.reason_code
+            told.stage = event_pb2.PolicyStage.Value(f"POLICY_STAGE_{body.stage.upper()}")
+            told.decision = f"tenants/{owner.tenant}/decisions/{body.decision}"
+        case events.Notice():
+            message.notice.code = body.code
+            message.notice.text = body.text
+        case events.Usage():
+            message.usage.input_tokens = body.input_tokens
+            message.usage.cached_input_tokens = body.cached_input_tokens
+            message.usage.output_tokens = body.output_tokens
+        case events.Latency():
+            message.latency.queue.CopyFrom(_duration(body.queue_s))
+            message.latency.ttft.CopyFrom(_duration(body.ttft_s))
+            message.latency.first_release.CopyFrom(_duration(body.first_release_s))
+        case events.TurnInterrupted():
+            message.turn_interrupted.delivered_chars = body.delivered_chars
+            message.turn_interrupted.reason = event_pb2.TurnInterrupted.Reason.Value(f"REASON_{body.reason}")
+        case events.TurnCompleted():
+            message.turn_completed.finish_reason = event_pb2.FinishReason.Value(f"FINISH_REASON_{body.finish_reason}")
+        case events.GoAway():
+            message.go_away.time_left.CopyFrom(_duration(body.time_left_s))
+        case events.Gap():
+            message.gap.first_event_id = body.first_event_id
+            message.gap.last_event_id = body.last_event_id
+    return message
+
+
+# -- memories, policy, consent -----------------------------------------------
+
+
+def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
+    return memory_service_pb2.Memory(
+        name=f"{parent.user_name()}/memories/{row.memory_id}",
+        text=row.text,
+        speaker=row.speaker,
+        occur_time=timestamp(row.occurred_at),
+        thread=row.thread,
+        ordinal=row.ordinal,
+        source=memory_service_pb2.MemorySource.Value(f"MEMORY_SOURCE_{row.source.value.upper()}"),
+        create_time=timestamp(row.created_at),
+        expire_time=timestamp(row.expires_at),
+        external_id=row.external_id,
+    )
+
+
+def classification(decision: Decision) -> policy_service_pb2.ClassifyResponse:
+    action = event_pb2.PolicyAction.Value
+    return policy_service_pb2.ClassifyResponse(
+        action=action(f"POLICY_ACTION_{decision.action.value.upper()}"),
+        category=decision.category,
+        reason_code=decision.reason_code,
+        rules=[
+            policy_service_pb2.RuleHit(
+                rule_id=hit.rule_id,
+                action=action(f"POLICY_ACTION_{hit.action.value.upper()}"),
+                category=hit.category,
+                reason_code=hit.reason_code,
+                expression=hit.expression,
+                description=hit.description,
+            )
+            for hit in decision.rules
+        ],
+        matches=[
+            policy_service_pb2.MatcherHit(matcher_id=hit.matcher_id, start=hit.start, end=hit.end)
+            for hit in decision.matches
+        ],
+        scores=dict(decision.scores),
+        bundle_version=decision.bundle_version,
+        template_text=decision.template,
+    )
+
+
+def consent(row: ConsentRow) -> policy_service_pb2.ConsentEvent:
+    subject = Name(row.tenant, row.persona, row.user)
+    return policy_service_pb2.ConsentEvent(
+        subject=subject.user_name() if row.user else subject.persona_name(),
+        purpose=policy_service_pb2.ConsentPurpose.Value(f"CONSENT_PURPOSE_{row.purpose}"),
+        state=policy_service_pb2.ConsentState.Value(f"CONSENT_STATE_{row.state}"),
+        evidence=row.evidence,
+        event_time=timestamp(row.created_at),
+    )

@@ -1,0 +1,120 @@
+"""The gRPC server: limits, services, health, and reflection in development."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from personae.v1 import (
+    memory_service_pb2,
+    memory_service_pb2_grpc,
+    persona_service_pb2,
+    persona_service_pb2_grpc,
+    policy_service_pb2,
+    policy_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
+)
+
+from personae_runtime.config import GatewaySettings
+from personae_runtime.errors import ConfigError
+from personae_serve.gateway.interceptor import GatewayInterceptor
+from personae_serve.gateway.servicers import (
+    ConsentServicer,
+    MemoryServicer,
+    PersonaServicer,
+    PolicyServicer,
+    SessionServicer,
+)
+
+SERVICE_NAMES = tuple(
+    service.full_name
+    for module in (persona_service_pb2, session_service_pb2, memory_service_pb2, policy_service_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+"""Full names of the API's services."""
+
+
+def server_options(settings: GatewaySettings) -> list[tuple[str, Any]]:
+    """gRPC channel arguments of the limits."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.keepalive_time_ms", int(settings.keepalive_time_s * 1000)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_grace_s * 1000)),
+        # Two hosts on one port would split the traffic between two ledgers' worth of sessions.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class GatewayServer:
+    """The server of one process.
+
+    Args:
+        reflection: lists the API to anyone; development only.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        interceptor: GatewayInterceptor,
+        *,
+        personas: PersonaServicer,
+        sessions: SessionServicer,
+        memories: MemoryServicer,
+        policy: PolicyServicer,
+        consents: ConsentServicer,
+        reflection: bool,
+    ) -> None:
+        self._settings = settings
+        self._server = grpc.aio.server(
+            interceptors=[interceptor],
+            options=server_options(settings),
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        )
+        persona_service_pb2_grpc.add_PersonaServiceServicer_to_server(personas, self._server)
+        session_service_pb2_grpc.add_SessionServiceServicer_to_server(sessions, self._server)
+        memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(memories, self._server)
+        policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
+        policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflection:
+            from grpc_reflection.v1alpha import reflection as grpc_reflection
+
+            grpc_reflection.enable_server_reflection(
+                (*SERVICE_NAMES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), self._server
+            )
+        self.port = 0
+
+    async def start(self) -> int:
+        """Listen; the port.
+
+        Raises:
+            ConfigError: the address can't be bound.
+        """
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"gateway: {address} can't be bound, is another host running? Choose another gateway.port"
+                " (PERSONAE_GATEWAY__PORT), or 0 for a free one"
+            ) from error
+        await self._server.start()
+        return self.port
+
+    async def set_health(self, serving: bool) -> None:
+        """Tell health checks, for the whole server and each service."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *SERVICE_NAMES):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Accept nothing new, let RPCs end, and cut what has not after `grace_s`."""
+        await self._server.stop(grace_s)
