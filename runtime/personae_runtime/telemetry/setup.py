@@ -27,7 +27,7 @@ from personae_runtime.telemetry import names
 SCOPE: Final = "personae"
 """Instrumentation scope of every span and metric."""
 
-_EXPORT_TIMEOUT_S: Final = 5.0
+_EXPORT_TIMEOUT_S: Final = 3.0
 
 # Seconds. The conventions' own advice for RPC durations, finer at the low end, where a turn's own work lies.
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -140,9 +140,10 @@ class Telemetry:
             return
         self._stopped = True
         # Both block while they flush.
-        await asyncio.to_thread(self._tracer_provider.shutdown)
+        flushes = [asyncio.to_thread(self._tracer_provider.shutdown)]
         if isinstance(self._meter_provider, SdkMeterProvider):
-            await asyncio.to_thread(self._meter_provider.shutdown, _EXPORT_TIMEOUT_S * 1000)
+            flushes.append(asyncio.to_thread(self._meter_provider.shutdown, _EXPORT_TIMEOUT_S * 1000))
+        await asyncio.gather(*flushes)
 
 
 def fail_span(span: trace.Span, error: BaseException) -> None:

@@ -1,0 +1,193 @@
+"""Retries, deadlines, metadata and errors of unary calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+import personae_client
+from personae.v1 import persona_service_pb2 as pb
+from personae.v1 import persona_service_pb2_grpc
+from personae_client import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    PersonaeClient,
+    PersonaeError,
+    RateLimitedError,
+    UnavailableError,
+    Violation,
+)
+from personae_client.transport import CallOptions
+from tests.unit.client.server import fail, serving
+
+
+class Flaky(persona_service_pb2_grpc.PersonaServiceServicer):
+    """Fails the first calls as told."""
+
+    def __init__(self, *failures: dict[str, Any]) -> None:
+        self.failures = list(failures)
+        self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
+
+    async def _answer(self, request: Any, context: Any) -> pb.Persona:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.failures:
+            await fail(context, **self.failures.pop(0))
+        return pb.Persona(name="tenants/acme/personas/nadia")
+
+    async def GetPersona(self, request: Any, context: Any) -> pb.Persona:
+        return await self._answer(request, context)
+
+    async def CreatePersona(self, request: Any, context: Any) -> pb.Persona:
+        return await self._answer(request, context)
+
+
+UNAVAILABLE = {"code": grpc.StatusCode.UNAVAILABLE}
+
+
+async def test_an_unavailable_server_is_tried_again() -> None:
+    servicer = Flaky(UNAVAILABLE, UNAVAILABLE)
+    async with serving(personas=servicer) as client:
+        assert (await client.personas.get("x")).name == "tenants/acme/personas/nadia"
+    assert len(servicer.requests) == 3
+
+
+async def test_a_mutation_keeps_its_request_id_over_all_attempts() -> None:
+    servicer = Flaky(UNAVAILABLE, UNAVAILABLE)
+    async with serving(personas=servicer) as client:
+        for _ in range(2):
+            await client.personas.create("tenants/acme", "nadia", display_name="Nadia", type=pb.PERSONA_TYPE_ASSISTANT)
+    first, again, and_again, other = (request.request_id for request in servicer.requests)
+    assert first == again == and_again
+    assert first
+    assert other != first
+
+
+async def test_attempts_are_bounded() -> None:
+    servicer = Flaky(*[UNAVAILABLE] * 9)
+    async with serving(personas=servicer, max_attempts=4) as client:
+        with pytest.raises(UnavailableError):
+            await client.personas.get("x")
+    assert len(servicer.requests) == 4
+
+
+async def test_overload_is_tried_again_when_the_server_says_when() -> None:
+    busy = {"code": grpc.StatusCode.RESOURCE_EXHAUSTED, "reason": "ENGINE_OVERLOADED", "retry_after_s": 0.001}
+    servicer = Flaky(busy)
+    async with serving(personas=servicer) as client:
+        await client.personas.get("x")
+    assert len(servicer.requests) == 2
+
+
+async def test_a_retry_time_beyond_the_deadline_is_not_waited_for() -> None:
+    busy = {"code": grpc.StatusCode.RESOURCE_EXHAUSTED, "reason": "RATE_LIMITED", "retry_after_s": 3600.0}
+    servicer = Flaky(busy)
+    async with serving(personas=servicer, timeout_s=30) as client:
+        with pytest.raises(RateLimitedError) as caught:
+            await client.personas.get("x")
+    assert caught.value.retry_after_s == 3600.0
+    assert len(servicer.requests) == 1
+
+
+def test_pauses_grow_are_drawn_at_random_and_honour_the_server() -> None:
+    options = CallOptions(backoff_s=1.0, max_backoff_s=8.0)
+    for failures, ceiling in ((1, 1.0), (2, 2.0), (4, 8.0), (1000, 8.0)):
+        assert ceiling / 2 <= options.pause_s(failures, None) <= ceiling
+    told = RateLimitedError("m", code="RESOURCE_EXHAUSTED", retry_after_s=60.0)
+    assert options.pause_s(1, told) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("INVALID_ARGUMENT", "InvalidArgumentError"),
+        ("UNAUTHENTICATED", "UnauthenticatedError"),
+        ("PERMISSION_DENIED", "PermissionDeniedError"),
+        ("NOT_FOUND", "NotFoundError"),
+        ("ALREADY_EXISTS", "AlreadyExistsError"),
+        ("FAILED_PRECONDITION", "FailedPreconditionError"),
+        ("ABORTED", "ConflictError"),
+        ("RESOURCE_EXHAUSTED", "RateLimitedError"),
+        ("UNAVAILABLE", "UnavailableError"),
+        ("DEADLINE_EXCEEDED", "DeadlineExceededError"),
+        ("CANCELLED", "CancelledError"),
+        ("UNIMPLEMENTED", "UnimplementedError"),
+        ("INTERNAL", "InternalError"),
+        ("UNKNOWN", "InternalError"),
+        ("DATA_LOSS", "InternalError"),
+    ],
+)
+async def test_every_status_has_its_error(code: str, kind: str) -> None:
+    async with serving(personas=Flaky({"code": grpc.StatusCode[code]}), max_attempts=1) as client:
+        with pytest.raises(PersonaeError) as caught:
+            await client.personas.get("x")
+    assert type(caught.value) is getattr(personae_client, kind)
+    assert caught.value.code == code
+
+
+async def test_an_error_carries_the_details_of_its_status() -> None:
+    refused = {
+        "code": grpc.StatusCode.INVALID_ARGUMENT,
+        "message": "the request is wrong",
+        "reason": "INVALID_ARGUMENT",
+        "metadata": {"key": "value"},
+        "fields": {"persona.display_name": "is required"},
+    }
+    async with serving(personas=Flaky(refused)) as client:
+        with pytest.raises(InvalidArgumentError) as caught:
+            await client.personas.get("x")
+    error = caught.value
+    assert (error.reason, error.message, error.metadata) == (
+        "INVALID_ARGUMENT",
+        "the request is wrong",
+        {"key": "value"},
+    )
+    assert error.field_violations == (Violation("persona.display_name", "is required"),)
+    assert str(error) == (
+        "INVALID_ARGUMENT (INVALID_ARGUMENT): the request is wrong [persona.display_name: is required]"
+    )
+
+
+async def test_preconditions_that_failed_are_named() -> None:
+    refused = {
+        "code": grpc.StatusCode.FAILED_PRECONDITION,
+        "reason": "REVISION_WITHDRAWN",
+        "preconditions": {"revisions/r1": "was withdrawn"},
+    }
+    async with serving(personas=Flaky(refused)) as client:
+        with pytest.raises(FailedPreconditionError) as caught:
+            await client.personas.get("x")
+    assert caught.value.precondition_violations == (Violation("revisions/r1", "was withdrawn"),)
+
+
+async def test_the_key_and_extra_headers_travel_as_metadata() -> None:
+    servicer = Flaky()
+    async with serving(personas=servicer, api_key="k", metadata=lambda: {"Traceparent": "00-a-b-01"}) as client:
+        await client.personas.get("x")
+    (sent,) = servicer.metadata
+    assert sent["authorization"] == "Bearer k"
+    assert sent["traceparent"] == "00-a-b-01"
+
+
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:7400", "localhost:1", "[::1]:7400", "unix:/run/p.sock", "dns:///localhost:7400"]
+)
+async def test_a_key_may_travel_in_the_clear_on_this_machine(target: str) -> None:
+    await PersonaeClient(target, api_key="k").close()
+
+
+@pytest.mark.parametrize("target", ["10.0.0.7:7400", "example.com:443", "dns:///example.com:7400"])
+async def test_a_key_never_travels_in_the_clear_beyond_it(target: str) -> None:
+    with pytest.raises(ValueError, match="in the clear"):
+        PersonaeClient(target, api_key="k")
+
+
+async def test_with_options_changes_options_and_keeps_the_connection() -> None:
+    servicer = Flaky(*[UNAVAILABLE] * 9)
+    async with serving(personas=servicer) as client:
+        with pytest.raises(UnavailableError):
+            await client.with_options(max_attempts=2).personas.get("x")
+    assert len(servicer.requests) == 2
