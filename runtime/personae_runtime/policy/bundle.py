@@ -1,0 +1,601 @@
+"""Bundles: versioned YAML rules that turn signals into decisions.
+
+`load_bundle` reads, checks and tests one; a bundle that fails any of its tests
+does not load. `Bundle.plan` gives the rules of a stage and context, ready to
+evaluate. docs/policy.md describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import cel
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from personae_runtime.errors import ConfigError
+from personae_runtime.policy.decision import Action, AgeBand, Decision, MatcherHit, PolicyContext, RuleHit, Stage
+from personae_runtime.policy.matchers import Matcher, MatcherSet, flood_matcher, parse, parse_literal
+from personae_runtime.policy.normalize import Normalizer
+from personae_runtime.policy.scorers import CATEGORIES, SyncScorer
+from personae_runtime.policy.units import WINDOW_CHARS, split_units
+
+DEFAULT_BUNDLE = "default_bundle.yaml"
+PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
+RULE_FAILED = "RULE_FAILED"
+"""Reason code of the block when a rule's condition can't be evaluated."""
+SCORER_FAILED = "SCORER_FAILED"
+"""Reason code of the block when a scorer raised, was late or gave no valid scores."""
+
+_VARIABLES = frozenset({"matches", "scores", "persona_type", "age_band", "region", "chars"})
+_RANK = {Action.ALLOW: 0, Action.TRANSFORM: 1, Action.BLOCK: 2, Action.ESCALATE: 3}
+_IN_MATCHES = re.compile(r"""(["'])([^"']*)\1\s+in\s+matches\b""")
+_SCORE_KEY = re.compile(r"""\bscores\s*(?:\[\s*(["'])([^"']*)\1\s*\]|\.\s*(\w+))""")
+_SCORE_COMPARED = re.compile(
+    r"""(?:^|(?<=[(&|!?:\s]))scores\s*(?:\[\s*["'](\w+)["']\s*\]|\.\s*(\w+))\s*(?:>=|<=|==|!=|>|<)\s*"""
+    r"""([0-9]+\.[0-9]+)\s*(?=$|[)&|?:])"""
+)
+_COMPREHENSION = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
+
+Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Region = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+PersonaTypeName = Literal["assistant", "companion", "curator", "brand_advocate", "clone"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MatcherSpec(_Spec):
+    """`kind: literal` has `literals` (and `whole_word`), `kind: regex` has `patterns`; any of them is a match."""
+
+    id: Id
+    kind: Literal["literal", "regex"]
+    literals: tuple[Text, ...] = ()
+    patterns: tuple[Text, ...] = ()
+    max_chars: int
+    whole_word: bool = True
+    validator: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> MatcherSpec:
+        mine, other = (self.literals, self.patterns) if self.kind == "literal" else (self.patterns, self.literals)
+        if not mine or other:
+            key = "literals" if self.kind == "literal" else "patterns"
+            raise ValueError(f"a {self.kind} matcher has `{key}`, at least one, and nothing of the other kind")
+        return self
+
+    def build(self) -> Matcher:
+        """Raises: ConfigError."""
+        try:
+            if self.kind == "literal":
+                patterns = [parse_literal(text, whole_word=self.whole_word) for text in self.literals]
+            else:
+                patterns = [parse(text) for text in self.patterns]
+        except ConfigError as e:
+            raise ConfigError(f"matcher {self.id!r}: {e.message}") from None
+        return Matcher.build(self.id, patterns, self.max_chars, self.validator)
+
+
+class ScopeSpec(_Spec):
+    """Where a rule applies; an empty list is everywhere."""
+
+    persona_types: tuple[PersonaTypeName, ...] = ()
+    regions: tuple[Region, ...] = ()
+    age_bands: tuple[Literal["teen", "adult"], ...] = ()
+
+
+class TestSpec(_Spec):
+    """A text and whether the rule's condition holds for it. What is not given is the first of the rule's scope
+    (or the strictest), and `scores` are the n-gram scorer's."""
+
+    __test__ = False  # not a pytest class
+
+    text: str
+    match: bool
+    scores: Mapping[str, Annotated[float, Field(ge=0, le=1)]] | None = None
+    persona_type: PersonaTypeName | None = None
+    age_band: Literal["unknown", "teen", "adult"] | None = None
+    region: Region | None = None
+
+
+class NoticeSpec(_Spec):
+    """A notice's text by region; `default` for all others."""
+
+    default: Text
+    regions: Mapping[Region, Text] = Field(default_factory=dict)
+
+
+class RuleSpec(_Spec):
+    """One rule. See docs/policy.md for each key."""
+
+    id: Id
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    scope: ScopeSpec = ScopeSpec()
+    when: Text
+    action: Action
+    category: Id
+    reason_code: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")]
+    template: str = ""
+    notice: str = ""
+    redact: tuple[Id, ...] = ()
+    description: Text
+    legal_basis: str = ""
+    priority: int = 0
+    tests: tuple[TestSpec, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RuleSpec:
+        if {t.match for t in self.tests} != {True, False}:
+            raise ValueError("tests: at least one with match: true and one with match: false")
+        if self.action is Action.TRANSFORM:
+            if set(self.stages) != {Stage.OUTPUT}:
+                raise ValueError("action: transform is possible at stage output only")
+            if not self.redact or not self.template:
+                raise ValueError("action: transform needs `redact` (matcher ids) and `template` (what stands there)")
+        elif self.redact:
+            raise ValueError("redact: only with action transform")
+        return self
+
+
+class BundleSpec(_Spec):
+    """A bundle file."""
+
+    version: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z.-]{0,31}$")]
+    extends: Literal["default"] | None = None
+    matchers: tuple[MatcherSpec, ...] = ()
+    templates: Mapping[Id, Text] = Field(default_factory=dict)
+    notices: Mapping[Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")], NoticeSpec] = Field(
+        default_factory=dict
+    )
+    rules: tuple[RuleSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule, compiled."""
+
+    spec: RuleSpec
+    program: Any
+    hit: RuleHit
+    matcher_ids: frozenset[str]
+
+    def applies(self, stage: Stage, context: PolicyContext) -> bool:
+        """Whether stage and scope fit; the age band must be resolved."""
+        scope = self.spec.scope
+        return (
+            stage in self.spec.stages
+            and (not scope.persona_types or context.persona_type in scope.persona_types)
+            and (not scope.regions or context.region_code in scope.regions)
+            and (not scope.age_bands or context.age_band.value in scope.age_bands)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rules say of some signals.
+
+    Attributes:
+        action: combined; ALLOW also when no rule matched.
+        hits: the rules that matched, the deciding one first.
+        redact: matcher id -> what stands in its place (TRANSFORM).
+    """
+
+    action: Action = Action.ALLOW
+    hits: tuple[RuleHit, ...] = ()
+    category: str = ""
+    reason_code: str = ""
+    template: str = ""
+    notice_code: str = ""
+    notice_text: str = ""
+    redact: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def plain(self) -> bool:
+        """Nothing to do and nothing to record."""
+        return not self.hits and self.action is Action.ALLOW
+
+
+_PLAIN = Verdict()
+
+
+class Plan:
+    """The rules of one stage and context, and the matchers they ask about.
+
+    `evaluate` is memoised exactly: where every use of `scores` is a comparison
+    with a number, a verdict depends only on which side of those numbers the
+    scores are.
+    """
+
+    MEMO_LIMIT = 4096
+    allowed = _PLAIN
+
+    def __init__(self, bundle: Bundle, stage: Stage, context: PolicyContext, rules: Sequence[Rule]) -> None:
+        self.bundle = bundle
+        self.stage = stage
+        self.context = context
+        self.rules = tuple(rules)
+        self.matchers = bundle.matcher_set(frozenset().union(*(r.matcher_ids for r in rules)))
+        self._uses_chars = any("chars" in r.program.variables() for r in rules)
+        self._thresholds = _thresholds(r.spec.when for r in rules)
+        self._memo: dict[Hashable, Verdict] = {}
+
+    def evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
+        """The combined verdict; a rule that can't be evaluated blocks.
+
+        Args:
+            matches: ids of the matchers that matched, sorted.
+            scores: by category, empty without scorers; absent ones count as 0.
+            chars: characters judged.
+        """
+        if not scores and not self._uses_chars:
+            key: Hashable = matches
+        else:
+            sides: Hashable = ()
+            if scores:
+                sides = (
+                    tuple(scores.items())
+                    if self._thresholds is None
+                    else tuple(
+                        (bisect_left(t, s := scores.get(c, 0.0)), bisect_right(t, s)) for c, t in self._thresholds
+                    )
+                )
+            key = (matches, sides, chars if self._uses_chars else 0)
+        verdict = self._memo.get(key)
+        if verdict is None:
+            verdict = self._evaluate(matches, scores, chars)
+            if len(self._memo) >= self.MEMO_LIMIT:
+                self._memo.clear()
+            self._memo[key] = verdict
+        return verdict
+
+    def decision(self, verdict: Verdict, matches: tuple[MatcherHit, ...], scores: Mapping[str, float]) -> Decision:
+        """The record of a verdict."""
+        return Decision(
+            action=verdict.action,
+            stage=self.stage,
+            bundle_version=self.bundle.version,
+            category=verdict.category,
+            reason_code=verdict.reason_code,
+            rules=verdict.hits,
+            matches=matches,
+            scores=MappingProxyType(dict(scores)),
+            template=verdict.template,
+            notice_code=verdict.notice_code,
+            notice_text=verdict.notice_text,
+        )
+
+    def scorer_failed(self) -> Decision:
+        """The block when the scores aren't known."""
+        return self.decision(
+            Verdict(Action.BLOCK, (), "policy", SCORER_FAILED, self.bundle.templates["refusal"]), (), {}
+        )
+
+    def holds(self, rule: Rule, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> bool:
+        """Whether one rule's condition is true.
+
+        Raises:
+            ValueError: it can't be evaluated, or is not a boolean.
+        """
+        return _holds(rule, self._variables(matches, scores, chars))
+
+    def _variables(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Any:
+        context = self.context
+        return cel.Context(
+            {
+                "matches": list(matches),
+                "scores": dict.fromkeys(CATEGORIES, 0.0) | dict(scores),
+                "persona_type": context.persona_type,
+                "age_band": context.age_band.value,
+                "region": context.region_code,
+                "chars": chars,
+            }
+        )
+
+    def _evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
+        variables = self._variables(matches, scores, chars)
+        hit: list[tuple[Action, Rule]] = []
+        failed: list[Rule] = []
+        for rule in self.rules:
+            try:
+                if _holds(rule, variables):
+                    hit.append((rule.spec.action, rule))
+            except ValueError:
+                failed.append(rule)
+        if not hit and not failed:
+            return _PLAIN
+        if failed:
+            # Fail closed, and say which rule it was; what else matched is still reported.
+            hits = tuple(r.hit for r in failed) + tuple(r.hit for _, r in hit)
+            return Verdict(
+                action=max((Action.BLOCK, *(a for a, _ in hit)), key=_RANK.__getitem__),
+                hits=hits, category="policy", reason_code=RULE_FAILED, template=self.bundle.templates["refusal"],
+            )  # fmt: skip
+        hit.sort(key=lambda h: (-_RANK[h[0]], -h[1].spec.priority, h[1].spec.id))
+        action, first = hit[0]
+        notice = next((r.spec.notice for _, r in hit if r.spec.notice), "")
+        template = self.bundle.templates[first.spec.template or "refusal"] if action is not Action.ALLOW else ""
+        redact: dict[str, str] = {}
+        if action is Action.TRANSFORM:
+            for act, rule in hit:
+                if act is Action.TRANSFORM:
+                    for matcher_id in rule.spec.redact:
+                        redact.setdefault(matcher_id, self.bundle.templates[rule.spec.template])
+        return Verdict(
+            action=action,
+            hits=tuple(r.hit for _, r in hit),
+            category=first.spec.category if action is not Action.ALLOW else "",
+            reason_code=first.spec.reason_code if action is not Action.ALLOW else "",
+            template=template,
+            notice_code=notice,
+            notice_text=self.bundle.notice(notice, self.context.region_code) if notice else "",
+            redact=MappingProxyType(redact),
+        )
+
+
+def _holds(rule: Rule, variables: Any) -> bool:
+    try:
+        result = rule.program.execute(variables)
+    except Exception as e:  # the CEL binding raises builtin errors of several kinds
+        raise ValueError(str(e)) from e
+    if not isinstance(result, bool):
+        raise ValueError(f"gave {type(result).__name__}, expected a boolean")
+    return result
+
+
+def _thresholds(expressions: Any) -> tuple[tuple[str, tuple[float, ...]], ...] | None:
+    """The numbers that each category is compared with; None if scores are used in any other way."""
+    found: dict[str, set[float]] = {}
+    for expression in expressions:
+        for match in _SCORE_COMPARED.finditer(expression):
+            found.setdefault(match.group(1) or match.group(2), set()).add(float(match.group(3)))
+        if re.search(r"\bscores\b", _SCORE_COMPARED.sub("", expression)):
+            return None
+    return tuple((c, tuple(sorted(t))) for c, t in sorted(found.items()))
+
+
+class Bundle:
+    """A bundle that loaded: checked, compiled and tested.
+
+    Attributes:
+        version: the file's version and the hash of its content, "2026.11.1+sha256:0123456789ab".
+        templates: by key.
+    """
+
+    MAX_PLANS = 512
+
+    def __init__(self, spec: BundleSpec, digest: str) -> None:
+        self.version = f"{spec.version}+sha256:{digest[:12]}"
+        self.templates: Mapping[str, str] = MappingProxyType(dict(spec.templates))
+        self._notices = spec.notices
+        self._matchers = {m.id: m for m in (*(s.build() for s in spec.matchers), flood_matcher())}
+        self._sets: dict[frozenset[str], MatcherSet] = {}
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        _refuse_duplicates("matcher", [m.id for m in spec.matchers] + list({flood_matcher().id}))
+        _refuse_duplicates("rule", [r.id for r in spec.rules])
+        for key in ("disclosure", "refusal"):
+            if key not in self.templates:
+                raise ConfigError(f"templates: {key!r} is missing")
+        self.rules = tuple(self._compile(rule) for rule in spec.rules)
+
+    def _compile(self, spec: RuleSpec) -> Rule:
+        where = f"rule {spec.id!r}"
+        for key, known in (("template", self.templates), ("notice", self._notices)):
+            name = getattr(spec, key)
+            if name and name not in known:
+                raise ConfigError(f"{where}: {key}: {name!r} is not among {sorted(known)}")
+        try:
+            program = cel.compile(spec.when)
+        except ValueError as e:
+            raise ConfigError(f"{where}: when: {e}") from None
+        unknown = set(program.variables()) - _VARIABLES - set(_COMPREHENSION.findall(spec.when))
+        if unknown:
+            raise ConfigError(f"{where}: when: unknown {sorted(unknown)}; expected {sorted(_VARIABLES)}")
+        for match in _SCORE_KEY.finditer(spec.when):
+            if (category := match.group(2) or match.group(3)) not in CATEGORIES:
+                raise ConfigError(f"{where}: when: no scorer gives {category!r}; expected one of {list(CATEGORIES)}")
+        ids = {m.group(2) for m in _IN_MATCHES.finditer(spec.when)} | set(spec.redact)
+        for matcher_id in sorted(ids - self._matchers.keys()):
+            raise ConfigError(f"{where}: {matcher_id!r} is not a matcher; expected one of {sorted(self._matchers)}")
+        if re.search(r"\bmatches\b", _IN_MATCHES.sub("", spec.when)):
+            ids = set(self._matchers)  # asked about as a whole
+        hit = RuleHit(spec.id, spec.action, spec.category, spec.reason_code, spec.when, spec.description)
+        return Rule(spec, program, hit, frozenset(ids))
+
+    def matcher_set(self, ids: frozenset[str]) -> MatcherSet:
+        """The matchers of these ids as one set, compiled once."""
+        found = self._sets.get(ids)
+        if found is None:
+            found = self._sets[ids] = MatcherSet(self._matchers[i] for i in ids)
+        return found
+
+    def notice(self, code: str, region: str) -> str:
+        """A notice's text for a region."""
+        spec = self._notices[code]
+        return spec.regions.get(region, spec.default)
+
+    def plan(self, stage: Stage, context: PolicyContext) -> Plan:
+        """The rules that apply. Unknown age becomes teen here, before any rule sees it."""
+        age = AgeBand.TEEN if context.age_band is AgeBand.UNKNOWN else context.age_band
+        key = (stage, context.persona_type, age, context.region_code)
+        plan = self._plans.get(key)
+        if plan is None:
+            resolved = PolicyContext(context.persona_type, age, context.region_code)
+            plan = Plan(self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved)])
+            self._plans[key] = plan
+            if len(self._plans) > self.MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def test(self, scorer: SyncScorer) -> None:
+        """Runs every rule's tests.
+
+        Raises:
+            ConfigError: one fails; says which rule, test and stage.
+        """
+        for rule in self.rules:
+            for number, test in enumerate(rule.spec.tests, 1):
+                for stage in rule.spec.stages:
+                    self._test(rule, number, test, stage, scorer)
+
+    def _test(self, rule: Rule, number: int, test: TestSpec, stage: Stage, scorer: SyncScorer) -> None:
+        scope = rule.spec.scope
+        context = PolicyContext(
+            persona_type=test.persona_type or (scope.persona_types or PERSONA_TYPES)[0],
+            age_band=AgeBand(test.age_band or (scope.age_bands or ("unknown",))[0]),
+            region_code=test.region or (scope.regions or ("",))[0],
+        )
+        plan = self.plan(stage, context)
+        where = f"rule {rule.spec.id!r}: tests[{number}] at stage {stage.value}"
+        if rule in plan.rules:
+            scores = test.scores
+            if scores is None:
+                scores = highest(scorer.score_sync(windows(test.text)), scorer.categories)
+            matches = tuple(sorted({s.matcher_id for s in find(plan.matchers, test.text)[1]}))
+            try:
+                got = plan.holds(rule, matches, scores, len(test.text))
+            except ValueError as e:
+                raise ConfigError(f"{where}: when: {e}") from None
+            detail = f"matches {list(matches)}"
+            if "scores" in rule.program.variables():
+                detail += ", scores " + ", ".join(f"{c}={s:.3f}" for c, s in scores.items())
+        else:
+            got, detail = False, "out of the rule's scope"
+        if got is not test.match:
+            raise ConfigError(f"{where}: {test.text!r} gave {got}, expected {test.match} ({detail})")
+
+
+def find(matchers: MatcherSet, text: str) -> tuple[Normalizer, list[Any]]:
+    """A whole text normalised, and the spans of all matches in it."""
+    normalizer = Normalizer()
+    normalizer.push(text, final=True)
+    length = len(normalizer.text)
+    if not matchers or matchers.candidate(normalizer.text, 0) >= length:
+        return normalizer, []
+    return normalizer, matchers.spans(normalizer.text, 0, length)
+
+
+def windows(text: str) -> list[str]:
+    """What scorers see of a whole text: each unit alone, and with what came before it."""
+    seen: list[str] = []
+    at = 0
+    for unit in split_units(text):
+        seen.append(unit)
+        if at:
+            seen.append(text[max(0, at - WINDOW_CHARS) : at] + unit)
+        at += len(unit)
+    return seen
+
+
+def highest(scores: Sequence[Mapping[str, float]], categories: Sequence[str]) -> dict[str, float]:
+    """The highest score of each category; 0 where there is none."""
+    return {c: max((s[c] for s in scores), default=0.0) for c in categories}
+
+
+def _refuse_duplicates(what: str, ids: Sequence[str]) -> None:
+    for name in ids:
+        if ids.count(name) > 1:
+            raise ConfigError(f"{what} {name!r} is there twice")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe YAML that refuses a key given twice, which YAML itself would let win silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Raises: yaml.constructor.ConstructorError."""
+        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+def _read(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        raw = yaml.load(data, Loader=_Loader)  # a safe loader
+    except yaml.YAMLError as e:
+        raise ConfigError(f"policy bundle {name}: not YAML: {e}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"policy bundle {name}: expected a mapping with `version` and `rules`")
+    return raw
+
+
+def load_bundle(path: Path | None, scorer: SyncScorer) -> Bundle:
+    """Reads, checks and tests a bundle.
+
+    Args:
+        path: of the file; None is the one that ships.
+        scorer: gives the scores of the rules' tests.
+
+    Raises:
+        ConfigError: names the file, the rule and the key, or the test that failed.
+    """
+    shipped = resources.files(__package__).joinpath(DEFAULT_BUNDLE).read_bytes()
+    name = str(path) if path is not None else DEFAULT_BUNDLE
+    try:
+        data = path.read_bytes() if path is not None else shipped
+    except OSError as e:
+        raise ConfigError(f"policy.bundle: can't read {name}: {e.strerror}; expected a YAML file") from None
+    return parse_bundle(data, name, scorer, base=shipped)
+
+
+def parse_bundle(data: bytes, name: str, scorer: SyncScorer, *, base: bytes | None = None) -> Bundle:
+    """As `load_bundle`, from the content.
+
+    Args:
+        name: for messages.
+        base: content of the bundle that `extends: default` stands for.
+    """
+    raw = _read(data, name)
+    hashed = hashlib.sha256(data)
+    if raw.get("extends") == "default" and base is not None:
+        hashed.update(base)
+        raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
+    try:
+        bundle = Bundle(BundleSpec.model_validate(raw), hashed.hexdigest())
+        bundle.test(scorer)
+    except ValidationError as e:
+        raise ConfigError(f"policy bundle {name}: {_explain(e, raw)}") from None
+    except ConfigError as e:
+        raise ConfigError(f"policy bundle {name}: {e.message}") from None
+    return bundle
+
+
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with one's own added. Rules and matchers of the base can't be redefined (their ids would come twice),
+    words can."""
+    merged = {**base, **own}
+    for key in ("matchers", "rules"):
+        merged[key] = [*base.get(key, ()), *(own.get(key) or ())]
+    for key in ("templates", "notices"):
+        merged[key] = {**base.get(key, {}), **(own.get(key) or {})}
+    return merged
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """The first complaint, with ids in place of list positions."""
+    first = error.errors(include_url=False)[0]
+    where: list[str] = []
+    node: Any = raw
+    for part in first["loc"]:
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+        if isinstance(part, int):
+            name = node.get("id") if isinstance(node, dict) else None
+            where[-1:] = [f"{where[-1].removesuffix('s')} {name!r}" if name else f"{where[-1]}[{part + 1}]"]
+        else:
+            where.append(str(part))
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{': '.join(where) or 'the file'}: {problem}"

@@ -1,0 +1,296 @@
+"""The stream gate: what of a reply may leave, as it is written.
+
+`released <= cleared`, always, in characters of the joined raw text:
+
+- Matchers: no released prefix contains any part of a match that stops the
+  reply, however the text was cut into deltas. Text is held from the earliest
+  place where a match may have begun until that is decided.
+- Scorers: nothing leaves before the unit it is in was scored.
+- The decisions, their order and the text released are functions of the whole
+  text: the same for every chunking. docs/policy.md has the argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from personae_runtime.policy.bundle import Plan, Verdict, highest
+from personae_runtime.policy.decision import Action, Decision, MatcherHit
+from personae_runtime.policy.matchers import Span
+from personae_runtime.policy.normalize import Normalizer
+from personae_runtime.policy.scorers import Scorer, SyncScorer
+from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, unit_end
+
+_NO_SCORES: Mapping[str, float] = MappingProxyType({})
+_ENDS = frozenset(".!?…,;:—\n。！？，；：、")
+_CLOSERS = "\"'”’»)]}*_」』）"
+
+
+class ScorerFailure(Exception):
+    """A scorer raised, was late, or gave something that is no score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clearance:
+    """What one `clear` brought.
+
+    Attributes:
+        text: newly cleared text, to be delivered; '' if none.
+        decision: the gravest decision that was newly taken, or None if there was nothing but plain allow.
+            Once one stops, every later clearance is empty and repeats it.
+    """
+
+    text: str
+    decision: Decision | None = None
+
+
+_NOTHING = Clearance("")
+
+
+async def run_scorers(scorers: Sequence[Scorer], texts: Sequence[str]) -> dict[str, float]:
+    """The highest score of each category over texts and scorers. Cheap scorers run here and now.
+
+    Raises:
+        ScorerFailure: any of them failed or missed its deadline.
+    """
+    found: dict[str, float] = {}
+    for scorer in scorers:
+        try:
+            if isinstance(scorer, SyncScorer):
+                rows = scorer.score_sync(texts)
+            else:
+                async with asyncio.timeout(scorer.deadline_s):
+                    rows = await scorer.score(texts)
+            if len(rows) != len(texts):
+                raise ValueError(f"{len(rows)} results for {len(texts)} texts")
+            scores = highest(rows, scorer.categories)
+        except Exception as e:  # whatever went wrong, nothing is known of the text
+            raise ScorerFailure(f"scorer {scorer.name}: {type(e).__name__}") from e
+        for category, score in scores.items():
+            if not (math.isfinite(score) and 0 <= score <= 1):
+                raise ScorerFailure(f"scorer {scorer.name}: {category} is not in 0 to 1")
+            found[category] = max(score, found.get(category, 0.0))
+    return found
+
+
+class StreamGate:
+    """Judges one reply. Not for use by two tasks at once.
+
+    Call `feed` for each engine delta and, when it returns True, `clear`; at the
+    end `clear(final=True)`.
+    """
+
+    __slots__ = (
+        "_decisions", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_plan",
+        "_raw", "_raw_start", "_released", "_scan", "_scorers", "_scores", "_skip", "_stopped", "_unit", "_unit_end",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, scorers: Sequence[Scorer] = ()) -> None:
+        self._plan = plan
+        self._scorers = tuple(scorers)
+        self._normal = Normalizer()
+        self._incoming: list[str] = []
+        self._decisions: list[Decision] = []
+        self._news: Decision | None = None  # not yet told
+        self._out: list[str] = []  # cleared and not yet told
+        self._stopped: Decision | None = None
+        # Raw offsets count code points from the start of the reply.
+        self._raw = ""  # raw text from the start of the current unit on
+        self._raw_start = 0
+        self._released = 0
+        self._skip = 0  # raw text before this was replaced by a placeholder
+        # Offsets into the window of normalised text.
+        self._unit = 0  # where the current unit starts
+        self._scan = 0  # no match starts in [_unit, _scan)
+        self._unit_end: int | None = None  # raw; None while more text must come
+        self._scores: Mapping[str, float] | None = None  # of the current unit
+        self._first = True
+        # What `feed` needs to guess whether `clear` has something to do.
+        self._held = True
+        self._fresh = 0
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """Every decision but plain allow, in the order of the text."""
+        return tuple(self._decisions)
+
+    @property
+    def released_chars(self) -> int:
+        """Raw characters of the reply that were cleared."""
+        return self._released
+
+    def feed(self, text: str) -> bool:
+        """Takes the next delta. True when `clear` may have something to release; False is only a hint, too."""
+        if self._stopped is not None or not text:
+            return False
+        self._incoming.append(text)
+        self._fresh += len(text)
+        if self._held or self._fresh >= MAX_UNIT_CHARS or not _ENDS.isdisjoint(text):
+            self._held = True
+            return True
+        return False
+
+    async def clear(self, *, final: bool = False) -> Clearance:
+        """Judges what has come. `final`: no more will.
+
+        A scorer that fails or is late blocks. Cancelling this loses nothing: the
+        next call goes on from there.
+        """
+        if self._stopped is None:
+            self._take(final)
+            await self._judge(final)
+        if self._stopped is not None:
+            return Clearance(self._flush(), self._stopped)
+        self._trim()
+        self._fresh = len(self._raw)
+        # A match that may have begun, or a mark that needs the next character, can be settled by any delta.
+        self._held = self._first or self._unit_end is not None or self._raw.rstrip(_CLOSERS)[-1:] in _ENDS
+        if not self._out and self._news is None:
+            return _NOTHING
+        clearance = Clearance(self._flush(), self._news)
+        self._news = None
+        return clearance
+
+    async def _judge(self, final: bool) -> None:
+        """Judges every unit that is complete, as far as its matches are decided."""
+        plan, normal, matchers = self._plan, self._normal, self._plan.matchers
+        text = normal.text
+        pending = len(text) if final else matchers.pending(text, self._scan)
+        candidate = -1
+        while True:
+            end = self._find_unit_end(final)
+            if end is None or end > normal.raw_end:
+                return
+            unit_stop = normal.index_at(end)
+            if self._scores is None:
+                try:
+                    self._scores = await self._score(unit_stop)
+                except ScorerFailure:
+                    self._stop(plan.scorer_failed())
+                    return
+            # The unit's first match, as far as matches are decided.
+            limit = min(pending, unit_stop)
+            matched = False
+            while self._scan < limit:
+                if candidate < self._scan:
+                    candidate = matchers.candidate(text, self._scan)
+                if candidate >= limit:
+                    self._scan = limit
+                elif matched := matchers.matches_at(text, candidate):
+                    self._scan = candidate
+                    break
+                else:
+                    self._scan = candidate + 1  # the validator said no
+            chars = end - self._raw_start
+            verdict = plan.evaluate((), self._scores, chars)
+            if not verdict.action.stops:
+                # What stands before the first match has none, and its scores allow it.
+                self._release(normal.raw_start(self._scan) if self._scan < unit_stop else end)
+            if pending < unit_stop:
+                return
+            spans: list[Span] = []
+            if matched:
+                spans = matchers.spans(text, self._scan, unit_stop)
+                verdict = plan.evaluate(tuple(sorted({s.matcher_id for s in spans})), self._scores, chars)
+            if not verdict.plain:
+                decision = self._decide(verdict, spans)
+                if decision.action.stops:
+                    self._stop(decision)
+                    return
+                self._decisions.append(decision)
+                if self._news is None or self._news.action is Action.ALLOW:
+                    self._news = decision
+                if verdict.redact:
+                    self._redact(verdict, spans)
+            self._release(end)
+            self._next_unit(end, unit_stop)
+
+    def _take(self, final: bool) -> None:
+        new = "".join(self._incoming)
+        self._incoming.clear()
+        self._raw += new
+        self._normal.push(new, final=final)
+
+    def _find_unit_end(self, final: bool) -> int | None:
+        if self._unit_end is None and self._raw:
+            end = unit_end(self._raw, first=self._first)
+            if end is None and final:
+                end = len(self._raw)
+            if end is not None:
+                self._unit_end = self._raw_start + end
+        return self._unit_end
+
+    async def _score(self, unit_stop: int) -> Mapping[str, float]:
+        if not self._scorers:
+            return _NO_SCORES
+        text = self._normal.text
+        texts = [text[self._unit : unit_stop]]
+        if self._unit:
+            texts.append(text[max(0, self._unit - WINDOW_CHARS) : unit_stop])
+        return await run_scorers(self._scorers, texts)
+
+    def _release(self, upto: int) -> None:
+        start = max(self._released, self._skip)
+        if upto > start:
+            self._out.append(self._raw[start - self._raw_start : upto - self._raw_start])
+        self._released = max(self._released, upto)
+
+    def _redact(self, verdict: Verdict, spans: Sequence[Span]) -> None:
+        """Puts placeholders where the spans are; one may reach into units to come, which then begin after it."""
+        normal = self._normal
+        ranges: list[tuple[int, int, str]] = []
+        for span in spans:
+            placeholder = verdict.redact.get(span.matcher_id)
+            if placeholder is None:
+                continue
+            start, stop = normal.raw_start(span.start), normal.raw_stop(span.end - 1)
+            if ranges and start < ranges[-1][1]:
+                ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]), ranges[-1][2])
+            else:
+                ranges.append((start, stop, placeholder))
+        for start, stop, placeholder in ranges:
+            if stop <= self._skip:
+                continue  # inside one that began in a unit before
+            self._release(start)
+            if start >= self._skip:
+                self._out.append(placeholder)
+            self._skip = stop
+
+    def _next_unit(self, end: int, unit_stop: int) -> None:
+        self._raw = self._raw[end - self._raw_start :]
+        self._raw_start = end
+        self._unit = self._scan = unit_stop
+        self._unit_end = None
+        self._scores = None
+        self._first = False
+
+    def _decide(self, verdict: Verdict, spans: Sequence[Span]) -> Decision:
+        return self._plan.decision(verdict, raw_hits(self._normal, spans), self._scores or _NO_SCORES)
+
+    def _stop(self, decision: Decision) -> None:
+        self._stopped = decision
+        self._decisions.append(decision)
+        self._raw = ""  # the tail is dropped
+        self._normal = Normalizer()
+
+    def _flush(self) -> str:
+        text = "".join(self._out)
+        self._out.clear()
+        return text
+
+    def _trim(self) -> None:
+        """Forgets normalised text that no window and no `\\b` needs any more, now and then."""
+        surplus = self._unit - WINDOW_CHARS - 1
+        if surplus > WINDOW_CHARS:
+            self._normal.trim(surplus)
+            self._unit -= surplus
+            self._scan -= surplus
+
+
+def raw_hits(normal: Normalizer, spans: Sequence[Span]) -> tuple[MatcherHit, ...]:
+    """Spans of normalised text as offsets into the raw text."""
+    return tuple(MatcherHit(s.matcher_id, normal.raw_start(s.start), normal.raw_stop(s.end - 1)) for s in spans)

@@ -1,0 +1,179 @@
+"""Scorers: how likely a text is of a harmful category, in 0 to 1.
+
+`NgramScorer` is the cheap one that always runs: a logistic regression per
+category over hashed character 2- to 5-grams of normalised text. It sees
+wording, not intent; `ngram_head.json` beside the weights says how well, and
+`personae_runtime.policy.training` makes both.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personae_runtime.errors import ConfigError
+from personae_runtime.policy.normalize import normalize
+
+CATEGORIES = ("sexual", "hate", "violence", "harassment", "self_harm", "injection")
+"""What rules may ask scores for; one that no scorer gives is 0."""
+
+HEAD_FILE = "ngram_head.npz"
+ORDERS = (2, 3, 4, 5)
+_ONES = np.ones(8192, dtype=np.float32)
+_GROW, _MIX, _FOLD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B), np.uint32(15)  # odd constants of our choice
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores texts by category.
+
+    Attributes:
+        name: as configured.
+        categories: keys of every result.
+        deadline_s: seconds after which `score` counts as failed.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    deadline_s: float
+
+    async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """One mapping per text (raw or normalised), each of all `categories`, in 0 to 1.
+
+        Any exception means that nothing is known of the texts, and blocks them.
+        """
+        ...
+
+
+@runtime_checkable
+class SyncScorer(Scorer, Protocol):
+    """A scorer cheap enough (well under a millisecond) to run in the event loop."""
+
+    def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """As `score`, without awaiting."""
+        ...
+
+
+def hash_ngrams(codes: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+    """Buckets, in 0 to 2**bits - 1, of all character n-grams of `codes`, orders 2 to 5.
+
+    Args:
+        codes: code points, shape (m,).
+        bits: of a bucket number.
+    """
+    sizes = [max(0, len(codes) - order + 1) for order in ORDERS]
+    out = np.empty(sum(sizes), dtype=np.uint32)
+    rolling, at = codes, 0
+    for order, size in zip(ORDERS, sizes, strict=True):
+        if size:
+            # Polynomial hash of one character more than before; wraps at 2**32 by design.
+            block = out[at : at + size]
+            np.multiply(rolling[:size], _GROW, out=block)
+            block += codes[order - 1 :]
+            rolling = block
+            at += size
+    out ^= out >> _FOLD
+    out *= _MIX
+    out >>= np.uint32(32 - bits)
+    return out
+
+
+_scratch = threading.local()
+
+
+def distinct(buckets: NDArray[np.uint32], bits: int) -> NDArray[np.intp]:
+    """Each bucket once, in no particular order; linear, unlike `np.unique`."""
+    index = buckets.astype(np.intp)
+    places = np.arange(len(index))
+    last: NDArray[np.intp] | None = getattr(_scratch, "last", None)
+    if last is None or len(last) < 1 << bits:
+        last = _scratch.last = np.empty(1 << bits, dtype=np.intp)
+    # Only what was just written is read.
+    last[index] = places
+    return np.compress(last[index] == places, index)
+
+
+def text_codes(text: str) -> NDArray[np.uint32]:
+    """Code points as the head reads them: normalised, white-space runs as one space, one space at either end."""
+    return np.frombuffer(f" {' '.join(normalize(text).split())} ".encode("utf-32-le"), dtype=np.uint32)
+
+
+class NgramScorer:
+    """The hashed n-gram head.
+
+    A text's features are the idf of the distinct buckets of its n-grams, divided
+    by their Euclidean norm. The logit of category c is then sum(w[bucket, c]) /
+    sqrt(sum(idf[bucket]**2)) + b[c], idf already in w: one look-up per bucket.
+
+    Args:
+        table: float32, shape (2**bits, categories + 1); the last column is idf squared.
+        bias: float32, shape (categories,).
+        categories: names of the columns.
+        deadline_s: see `Scorer`.
+    """
+
+    name = "ngram"
+
+    def __init__(
+        self, table: NDArray[Any], bias: NDArray[Any], categories: tuple[str, ...], deadline_s: float = 1.0
+    ) -> None:
+        self.categories = categories
+        self.deadline_s = deadline_s
+        self.table = np.zeros((table.shape[0], 8 * -(-table.shape[1] // 8)), dtype=np.float32)  # whole cache lines
+        self.table[:, : table.shape[1]] = table
+        self.bias = np.asarray(bias, dtype=np.float32)
+        self._bits = int(table.shape[0]).bit_length() - 1
+
+    @classmethod
+    def load(cls, deadline_s: float = 1.0) -> NgramScorer:
+        """The head that ships with the runtime.
+
+        Raises:
+            ConfigError: the weights are missing or damaged.
+        """
+        try:
+            data = resources.files(__package__).joinpath(HEAD_FILE).read_bytes()
+            with np.load(io.BytesIO(data), allow_pickle=False) as head:
+                categories = tuple(str(c) for c in head["categories"])
+                return cls(np.hstack([head["weights"], head["idf2"][:, None]]), head["bias"], categories, deadline_s)
+        except (OSError, KeyError, ValueError) as e:
+            raise ConfigError(f"the n-gram scorer's weights ({HEAD_FILE}) can't be read: {e}") from e
+
+    def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See `SyncScorer`. About 60 µs for a unit of 150 characters with its window."""
+        sums = np.empty((len(texts), self.table.shape[1]), dtype=np.float32)
+        for row, text in zip(sums, texts, strict=True):
+            buckets = distinct(hash_ngrams(text_codes(text), self._bits), self._bits)
+            np.matmul(
+                _ONES[: len(buckets)] if len(buckets) <= len(_ONES) else np.ones(len(buckets), np.float32),
+                self.table.take(buckets, axis=0),
+                out=row,
+            )  # a sum, several times faster than .sum(axis=0)
+        n = len(self.categories)
+        logits = sums[:, :n] / np.sqrt(np.maximum(sums[:, n : n + 1], 1e-12)) + self.bias
+        scores = 1.0 / (1.0 + np.exp(-logits))
+        return [dict(zip(self.categories, row, strict=True)) for row in scores.tolist()]
+
+    async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See `Scorer`."""
+        return self.score_sync(texts)
+
+
+def build_scorers(names: Sequence[str], deadline_ms: float) -> tuple[Scorer, ...]:
+    """Scorers by configured name.
+
+    Raises:
+        ConfigError: an unknown name, or one that can't load.
+    """
+    made: list[Scorer] = []
+    for name in names:
+        if name != "ngram":
+            raise ConfigError(f"policy.scorers: {name!r} is not a scorer; expected 'ngram', as in [\"ngram\"]")
+        made.append(NgramScorer.load(deadline_ms / 1000))
+    return tuple(made)
