@@ -22,7 +22,7 @@ from uuid import UUID
 
 import qdrant_edge as edge
 
-from personae_runtime.errors import ConfigError, FailedPrecondition, InvalidArgument
+from personae_runtime.errors import ConfigError, FailedPrecondition, InvalidArgument, PersonaeError, Unavailable
 from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryPoint, SparseVector
 from personae_runtime.memory.worker import Lane, LaneWorker
 
@@ -59,6 +59,9 @@ class CorruptIndex(ConfigError):
 
 class EdgeMemoryIndex:
     """`MemoryIndex` on a Qdrant Edge shard.
+
+    Besides the errors named, every call raises FailedPrecondition when the index
+    is not open and Unavailable (INDEX_UNAVAILABLE) when the engine fails.
 
     Args:
         directory: the index's own; made if absent, readable by its owner only.
@@ -208,7 +211,16 @@ class EdgeMemoryIndex:
     async def _run(self, call: Callable[[edge.EdgeShard], T], lane: Lane = Lane.NORMAL) -> T:
         if self._worker is None:
             raise FailedPrecondition("the memory index is not open: await open() first", reason="INDEX_CLOSED")
-        return await self._worker.run(lambda: call(self._opened()), lane)
+        try:
+            return await self._worker.run(lambda: call(self._opened()), lane)
+        except (PersonaeError, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # The engine raises bare Exceptions, and its panics are BaseExceptions.
+            raise Unavailable(
+                f"the memory index in {self._directory} failed: {type(error).__name__}",
+                reason="INDEX_UNAVAILABLE",
+            ) from error
 
     # Below here: in the worker's thread only.
 

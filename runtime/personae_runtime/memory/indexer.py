@@ -16,7 +16,6 @@ from uuid import UUID
 
 import numpy as np
 
-from personae_runtime.errors import PersonaeError
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.memory.index import MemoryIndex, MemoryPoint
 from personae_runtime.memory.lexical import dense_text, document_vector, lexical_text
@@ -95,7 +94,7 @@ class Indexer:
                 try:
                     while not stop.is_set() and await self._step():
                         pass
-                except (PersonaeError, OSError):
+                except Exception:  # the feed must go on being followed, whatever went wrong once
                     _log.warning("memory indexing failed; trying again in %.1f s", self._poll_s, exc_info=True)
                 woken = asyncio.create_task(self._wake.wait())
                 await asyncio.wait({stopped, woken}, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)

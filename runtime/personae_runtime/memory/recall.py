@@ -164,9 +164,7 @@ def rerank(query: str, found: Sequence[RecalledMemory]) -> list[RecalledMemory]:
     LoCoMo; `docs/memory.md` has what they bring on conversations held out.
     """
     asked = set(terms(query))
-    named = {
-        speaker: not asked.isdisjoint(terms(speaker)) for speaker in {item.record.speaker for item in found}
-    }
+    named = {speaker: not asked.isdisjoint(terms(speaker)) for speaker in {item.record.speaker for item in found}}
     places = {(item.record.thread, item.record.ordinal): item.score for item in found if item.record.thread}
     scored = []
     for item in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from personae_runtime.errors import FailedPrecondition
+from personae_runtime.errors import FailedPrecondition, Unavailable
 from personae_runtime.memory import edge
 from personae_runtime.memory.edge import CorruptIndex, EdgeMemoryIndex
 from personae_runtime.memory.index import DENSE_DIM, MemoryPoint, SparseVector
@@ -77,7 +78,7 @@ async def test_leftovers_of_an_interrupted_create_or_clear_are_removed(tmp_path:
     await index.open()
     assert await index.count() == 3
     await index.close()
-    assert {path.name for path in tmp_path.iterdir()} == {"lock", "shard"}
+    assert set(os.listdir(tmp_path)) == {"lock", "shard"}
 
 
 async def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
@@ -107,4 +108,16 @@ async def test_many_writes_are_optimized_without_losing_any(tmp_path: Path, monk
         await index.flush()
     assert await index.count("a") == 75
     assert len(await index.search("a", SparseVector((1,), (1.0,)), None, limit=100, now=0)) == 75
+    await index.close()
+
+
+async def test_a_failure_of_the_engine_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = EdgeMemoryIndex(tmp_path)
+    await index.open()
+    await index.upsert(points(1))
+    # It knows no vector of this name.
+    monkeypatch.setattr(edge, "_LEXICAL", "unknown")
+    with pytest.raises(Unavailable, match="memory index") as caught:
+        await index.search("a", SparseVector((1,), (1.0,)), None, limit=1, now=0)
+    assert caught.value.reason == "INDEX_UNAVAILABLE"
     await index.close()
