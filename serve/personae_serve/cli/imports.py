@@ -1,0 +1,158 @@
+"""`personae import`: bring in what was said before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from personae_serve.cli.connection import DEFAULT_TENANT, Key, Target, Tenant, connect, full_persona_name
+
+if TYPE_CHECKING:
+    from personae.v1.memory_service_pb2 import Memory
+    from personae_client import PersonaeClient
+    from personae_runtime.memory.history import HistoryItem
+
+CONCURRENCY: Final = 32
+"""Memories on their way at once: enough for the ledger to commit them in groups."""
+
+_NAMESPACE: Final = uuid.UUID("9b6a4a0e-4f0b-5b52-9a55-6a1f0a3c7d11")
+_POLL_S: Final = 0.2
+_STALLED_S: Final = 60.0
+
+app = typer.Typer(help="Bring in what was said before.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add `personae import`."""
+    root.add_typer(app, name="import")
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def chat(
+    file: Annotated[Path, typer.Argument(help="JSON Lines, or LoCoMo JSON.", exists=True, dir_okay=False)],
+    persona: Annotated[str, typer.Option(help="Whose memories they become, by id or full name.")],
+    user: Annotated[str, typer.Option(help="Who it was said with or by.")],
+    conversation: Annotated[str | None, typer.Option(help="Only this conversation of the file.")] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until all of it can be recalled.")] = True,
+    target: Target = None,
+    api_key: Key = None,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Import a chat history as a user's memories. Importing it again adds nothing twice."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from personae_runtime.memory.history import read_history
+
+    history = read_history(file, select=conversation)
+    parent = f"{full_persona_name(persona, tenant)}/users/{user}"
+
+    async def run() -> None:
+        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        async with connect(target, api_key) as client:
+            with Progress(*columns) as bars:
+                stored = bars.add_task("storing", total=len(history.items))
+                try:
+                    await store(client, parent, history.items, lambda: bars.advance(stored))
+                except BaseException:
+                    bars.stop()
+                    done = int(bars.tasks[stored].completed)
+                    typer.echo(f"{done} of {len(history.items)} are stored; the same command again goes on.", err=True)
+                    raise
+                if wait:
+                    indexed = bars.add_task("indexing", total=None)
+
+                    def on_pending(pending: int, most: int) -> None:
+                        bars.update(indexed, completed=most - pending, total=max(most, 1))
+
+                    await wait_until_indexed(client, parent, on_pending)
+                    bars.update(indexed, completed=bars.tasks[indexed].total or 1)
+
+    asyncio.run(run())
+    speakers = ", ".join(history.speakers)
+    typer.echo(f"{len(history.items)} messages of {speakers or 'nobody named'} are memories of {parent}.")
+
+
+def request_id(parent: str, item: HistoryItem) -> str:
+    """The same for the same message of the same user, however often it is imported."""
+    own_id = item.external_id or str(item.ordinal)
+    return str(uuid.uuid5(_NAMESPACE, "\x1f".join((parent, item.thread, own_id, item.text))))
+
+
+def to_memory(item: HistoryItem) -> Memory:
+    """A message of a history as the API takes it."""
+    from personae.v1.memory_service_pb2 import Memory
+
+    memory = Memory(
+        text=item.text,
+        speaker=item.speaker,
+        thread=item.thread,
+        ordinal=item.ordinal,
+        external_id=item.external_id,
+    )
+    if item.occurred_at is not None:
+        memory.occur_time.FromDatetime(item.occurred_at)
+    return memory
+
+
+async def store(
+    client: PersonaeClient, parent: str, items: Sequence[HistoryItem], on_stored: Callable[[], object]
+) -> None:
+    """Create a memory of each item, CONCURRENCY at a time; the first failure ends it.
+
+    Raises:
+        PersonaeError: of the first memory that could not be stored.
+    """
+    left: Iterable[HistoryItem] = iter(items)
+
+    async def work() -> None:
+        for item in left:  # shared: each worker takes the next one
+            await client.memories.create(parent, to_memory(item), request_id=request_id(parent, item))
+            on_stored()
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(CONCURRENCY, len(items))):
+                workers.create_task(work())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def wait_until_indexed(
+    client: PersonaeClient, parent: str, on_pending: Callable[[int, int], object] = lambda pending, most: None
+) -> None:
+    """Return when every stored memory of the user can be recalled.
+
+    Args:
+        on_pending: called with the count not yet indexed and the largest such count.
+
+    Raises:
+        PersonaeError: the server can't say.
+        UnavailableError: nothing was indexed for a minute.
+    """
+    from personae_client import UnavailableError
+
+    most = least = -1
+    progress_at = time.monotonic()
+    while pending := await client.memories.pending_index_count(parent):
+        most = max(most, pending)
+        if least < 0 or pending < least:
+            least, progress_at = pending, time.monotonic()
+        on_pending(pending, most)
+        if time.monotonic() - progress_at > _STALLED_S:
+            raise UnavailableError(
+                f"the memories are stored, but {pending} are not indexed and nothing moves: see the server's log",
+                code="UNAVAILABLE",
+                reason="INDEX_STALLED",
+            )
+        await asyncio.sleep(_POLL_S)

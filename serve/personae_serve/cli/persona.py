@@ -1,0 +1,174 @@
+"""`personae persona`: publish personas from files."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from personae_serve.cli.connection import DEFAULT_TENANT, Key, Target, Tenant, connect
+
+if TYPE_CHECKING:
+    from personae.v1.persona_service_pb2 import PersonaDefinition, PersonaType
+    from personae_client import PersonaeClient
+
+app = typer.Typer(help="Publish personas from files.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add `personae persona`."""
+    root.add_typer(app, name="persona")
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="Persona file, YAML.", exists=True, dir_okay=False)],
+    consent_evidence: Annotated[
+        str,
+        typer.Option(help="How the person whose likeness it is agreed; records their consent. A clone needs it once."),
+    ] = "",
+    target: Target = None,
+    api_key: Key = None,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Create a persona if it is missing, and publish a revision if the file differs from the active one."""
+    persona = read_persona_file(file)
+
+    async def run() -> Applied:
+        async with connect(target, api_key) as client:
+            return await apply_persona(client, tenant, persona, consent_evidence=consent_evidence)
+
+    applied = asyncio.run(run())
+    typer.echo(f"{applied.revision} is {'published' if applied.published else 'active already'}.")
+
+
+@app.command("list")
+def list_(target: Target = None, api_key: Key = None, tenant: Tenant = DEFAULT_TENANT) -> None:
+    """List the personas of a tenant."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from personae.v1.persona_service_pb2 import PersonaType
+    from personae_serve.cli.terminal import printable
+
+    table = Table("persona", "name", "type", "active revision", box=None, pad_edge=False)
+
+    async def run() -> None:
+        async with connect(target, api_key) as client:
+            async for persona in client.personas.list(f"tenants/{tenant}"):
+                table.add_row(
+                    persona.name.rsplit("/", 1)[-1],
+                    printable(persona.display_name),
+                    PersonaType.Name(persona.type).removeprefix("PERSONA_TYPE_").lower(),
+                    persona.active_revision.rsplit("/", 1)[-1],
+                )
+
+    asyncio.run(run())
+    Console(soft_wrap=True).print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaFile:
+    """A persona as a file states it."""
+
+    persona_id: str
+    display_name: str
+    type: PersonaType
+    definition: PersonaDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_persona` did: the revision in force, and whether it is new."""
+
+    revision: str
+    published: bool
+
+
+def read_persona_file(path: Path) -> PersonaFile:
+    """Read a persona file.
+
+    YAML with `id`, `display_name`, `type`, and the fields of the API's
+    PersonaDefinition (`card`, `style`, `exemplars`, `generation`); enum values are
+    written short: `type: companion`, `formality: casual`.
+
+    Raises:
+        ConfigError: the file can't be read or breaks the format; says where.
+    """
+    import yaml
+    from google.protobuf import json_format
+
+    from personae.v1.persona_service_pb2 import EmojiUse, Formality, PersonaDefinition, PersonaType
+    from personae_runtime.errors import ConfigError
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The persona file {path} can't be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"The persona file {path} must be a mapping with id, display_name, type and card.")
+    content: dict[str, Any] = dict(raw)
+    head: dict[str, str] = {}
+    for key, example in (("id", "nadia"), ("display_name", "Nadia"), ("type", "assistant"), ("card", "You are ...")):
+        value = content.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"The persona file {path} lacks `{key}`; expected text such as `{key}: {example}`.")
+        head[key] = value
+    for key in ("id", "display_name", "type"):
+        del content[key]
+
+    def enum_value(kind: Any, prefix: str, key: str, word: object) -> str:
+        names = [name for name in kind.keys() if not name.endswith("_UNSPECIFIED")]  # noqa: SIM118 - no dict
+        name = prefix + str(word).upper()
+        if name not in names:
+            words = ", ".join(one.removeprefix(prefix).lower() for one in names)
+            raise ConfigError(f"The persona file {path}: `{key}: {word}` is unknown; expected one of {words}.")
+        return name
+
+    kind = enum_value(PersonaType, "PERSONA_TYPE_", "type", head["type"])
+    style = content.get("style")
+    if isinstance(style, dict):
+        style = content["style"] = dict(style)
+        for key, enum, prefix in (("formality", Formality, "FORMALITY_"), ("emoji", EmojiUse, "EMOJI_USE_")):
+            if key in style:
+                style[key] = enum_value(enum, prefix, f"style.{key}", style[key])
+    try:
+        definition = json_format.ParseDict(content, PersonaDefinition())
+    except json_format.ParseError as error:
+        raise ConfigError(f"The persona file {path} breaks the format: {error}") from None
+    return PersonaFile(head["id"], head["display_name"], cast("PersonaType", PersonaType.Value(kind)), definition)
+
+
+async def apply_persona(
+    client: PersonaeClient, tenant: str, persona: PersonaFile, *, consent_evidence: str = ""
+) -> Applied:
+    """Bring a persona of a tenant to the state of its file.
+
+    Raises:
+        PersonaeError: the server refuses; what was done before stays.
+    """
+    from personae.v1.persona_service_pb2 import REVISION_STATE_ACTIVE
+    from personae.v1.policy_service_pb2 import CONSENT_PURPOSE_LIKENESS, CONSENT_STATE_GRANTED
+    from personae_client import NotFoundError
+
+    name = f"tenants/{tenant}/personas/{persona.persona_id}"
+    try:
+        existing = await client.personas.get(name)
+    except NotFoundError:
+        await client.personas.create(
+            f"tenants/{tenant}", persona.persona_id, display_name=persona.display_name, type=persona.type
+        )
+    else:
+        if existing.display_name != persona.display_name:
+            await client.personas.update(name, display_name=persona.display_name, etag=existing.etag)
+    if consent_evidence:
+        await client.consents.record(name, CONSENT_PURPOSE_LIKENESS, CONSENT_STATE_GRANTED, evidence=consent_evidence)
+    async for revision in client.personas.list_revisions(name, page_size=1):
+        if revision.state == REVISION_STATE_ACTIVE and revision.definition == persona.definition:
+            return Applied(revision.name, published=False)
+        break
+    published = await client.personas.publish_revision(name, persona.definition)
+    return Applied(published.name, published=True)
