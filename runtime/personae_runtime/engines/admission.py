@@ -18,13 +18,14 @@ _SMOOTHING = 0.2
 class Ticket:
     """One request's place: waiting, then running, until it leaves."""
 
-    __slots__ = ("aborted", "admitted_at", "on_abort", "order", "request_id", "running", "turn")
+    __slots__ = ("aborted", "admitted_at", "left", "on_abort", "order", "request_id", "running", "turn")
 
     def __init__(self, request_id: str, order: tuple[int, int]) -> None:
         self.request_id = request_id
         self.order = order
         self.running = False
         self.aborted = False
+        self.left = False
         self.admitted_at = 0.0
         self.turn: asyncio.Future[None] | None = None
         self.on_abort: Callable[[], None] | None = None
@@ -57,7 +58,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests admitted and not yet running."""
-        return len(self._tickets) - self.running
+        return len(self._queue)
 
     def enter(self, request_id: str, priority: int) -> Ticket:
         """Take a place, running if one is free, else in the queue.
@@ -92,26 +93,34 @@ class Admission:
         finally:
             ticket.turn = None
 
-    def abort(self, request_id: str) -> None:
-        """Abort one request; unknown ids are ignored."""
+    def abort(self, request_id: str) -> Ticket | None:
+        """Abort one request, waiting or running, and return its ticket; None if there is none such."""
         ticket = self._tickets.get(request_id)
-        if ticket is not None and not ticket.aborted:
-            ticket.aborted = True
-            if ticket.turn is not None and not ticket.turn.done():
-                ticket.turn.set_result(None)
-            if ticket.on_abort is not None:
-                ticket.on_abort()
+        if ticket is None or ticket.aborted:
+            return None
+        ticket.aborted = True
+        if ticket.turn is not None and not ticket.turn.done():
+            ticket.turn.set_result(None)
+        if ticket.on_abort is not None:
+            ticket.on_abort()
+        return ticket
 
     def abort_all(self) -> None:
-        """Abort every request."""
+        """Abort every request in flight."""
         for request_id in tuple(self._tickets):
             self.abort(request_id)
 
+    def forget(self, ticket: Ticket) -> None:
+        """Free the request's id, while its place may still be taken. Safe to call twice."""
+        if self._tickets.get(ticket.request_id) is ticket:
+            del self._tickets[ticket.request_id]
+
     def leave(self, ticket: Ticket) -> None:
-        """Give the place up, whatever it is. Safe to call twice."""
-        if self._tickets.get(ticket.request_id) is not ticket:
+        """Give up the id and the place, running or waiting. Safe to call twice."""
+        self.forget(ticket)
+        if ticket.left:
             return
-        del self._tickets[ticket.request_id]
+        ticket.left = True
         if not ticket.running:
             self._queue.remove(ticket)
             heapq.heapify(self._queue)

@@ -29,13 +29,19 @@ _VARIANTS = 16
 """Different replies an engine knows; a prompt always gets the same one."""
 _PIECE_CHARS = 6
 """Longest token: words are split as real tokenizers do, so that chunks end within words."""
-_WORDS = (
-    "the a of to and in is it that you for on with as was at be this have from or one by had not but what all were "
-    "when we there can an your which their said if do will each about how up out them then she many some so these "
-    "would other into has more her two like him see time could no make than first been its who now people my made "
-    "over did down only way find use may water long little very after words called just where most know morning "
-    "afternoon evening bicycle harbour kitchen lantern orchard mountain telescope umbrella violin window yesterday"
-).split()
+_WORDS = tuple(
+    re.findall(
+        r"\w+",
+        """
+        the a of to and in is it that you for on with as was at be this have from or one by had not but what all
+        were when we there can an your which their said if do will each about how up out them then she many some so
+        these would other into has more her two like him see time could no make than first been its who now people
+        my made over did down only way find use may water long little very after words called just where most know
+        morning afternoon evening bicycle harbour kitchen lantern orchard mountain telescope umbrella violin window
+        yesterday
+        """,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,10 @@ class SyntheticEngine:
 
     async def abort(self, request_id: str) -> None:
         """See Engine.abort."""
-        self._admission.abort(request_id)
+        ticket = self._admission.abort(request_id)
+        if ticket is not None:
+            # No model holds the place, so it is free even if the consumer never asks again.
+            self._admission.leave(ticket)
 
     def count_tokens(self, text: str) -> int:
         """An estimate: four characters a token, rounded up."""

@@ -1,0 +1,159 @@
+"""The engine protocol: what the turn needs of a model, and no more.
+
+An engine turns chat messages into a stream of text deltas. It owns the chat
+template, the tokenizer and batching. vLLM's `AsyncLLM`, llama.cpp and the
+synthetic clock all fit behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol, runtime_checkable
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; the engine renders it with its model's template."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation.
+
+    Attributes:
+        request_id: unique among the requests in flight; names it for `abort`.
+        messages: at least one; the last is the person's.
+        max_tokens: output tokens, at least 1.
+        temperature: 0 is greedy.
+        seed: of the sampler; None leaves it to the engine.
+        stop: strings that end the reply; they are not part of it.
+        priority: lower runs first, as in vLLM's `priority` scheduling.
+        cache_salt: separates prefix caches of different trust domains; engines
+            without a shared cache ignore it.
+        adapter: LoRA adapter by name; None is the base model.
+        trace_headers: W3C trace context for engines that trace.
+    """
+
+    request_id: str
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float = 0.7
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    priority: int = 0
+    cache_salt: str | None = None
+    adapter: str | None = None
+    trace_headers: dict[str, str] = field(default_factory=dict)
+
+
+class EngineFinish(StrEnum):
+    """Why a stream ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDelta:
+    """The next piece of a reply.
+
+    Attributes:
+        text: may be empty (a token that completes no character yet), and may
+            hold several tokens.
+        tokens: output tokens in this delta.
+        finish: set on the last delta, and only there.
+        input_tokens: prompt length; set on the last delta.
+        cached_input_tokens: prompt tokens served from the prefix cache; last delta.
+    """
+
+    text: str
+    tokens: int
+    finish: EngineFinish | None = None
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCapacity:
+    """What the engine can take.
+
+    Attributes:
+        max_concurrent: requests generated at once.
+        running: of those, in use.
+        waiting: admitted and not yet running.
+        max_waiting: bound on `waiting`; beyond it `generate` raises EngineOverloaded.
+        max_context_tokens: prompt and reply of one request together.
+    """
+
+    max_concurrent: int
+    running: int
+    waiting: int
+    max_waiting: int
+    max_context_tokens: int
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model that streams.
+
+    Every engine passes `tests/contract/test_engines.py`.
+    """
+
+    @property
+    def model(self) -> str:
+        """Name of the model, as personas name it."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model. Returns when requests can be served.
+
+        Raises:
+            MissingModel: a file is not there.
+            ConfigError: the engine can't run in this profile or with these options.
+        """
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+        """Stream one reply; the last delta, and only it, has `finish`.
+
+        Closing the iterator (`aclose`) aborts the request.
+
+        Raises (at the first `__anext__`, or later):
+            EngineOverloaded: no place; nothing was queued.
+            InvalidArgument: the prompt is longer than the context (reason
+                PROMPT_TOO_LONG), or the request_id is in flight.
+            EngineDead: the engine failed.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request: its stream ends with `finish=ABORT`. Unknown ids are ignored."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, exact or an upper estimate, without special tokens."""
+        ...
+
+    def capacity(self) -> EngineCapacity:
+        """Current figures; cheap enough to call for every turn."""
+        ...
+
+    async def health(self) -> None:
+        """Return if the engine can serve.
+
+        Raises:
+            EngineDead: it can't.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Abort what runs and free the model. Safe to call twice."""
+        ...

@@ -1,0 +1,42 @@
+"""From settings to an engine."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from personae_runtime.config import Settings
+from personae_runtime.engines.engine import Engine
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine that `settings.engine` names, not started yet.
+
+    Loads no model and imports no engine library: that is `start`'s work, and so
+    are the errors about missing files and unfit profiles.
+    """
+    engine = settings.engine
+    if engine.kind == "synthetic":
+        from personae_runtime.engines.synthetic import SyntheticEngine
+
+        return SyntheticEngine(
+            profile=settings.profile,
+            ttft_ms=engine.synthetic_ttft_ms,
+            itl_ms=engine.synthetic_itl_ms,
+            tokens=engine.synthetic_tokens,
+            text=engine.synthetic_text,
+            seed=engine.synthetic_seed,
+            max_concurrent=engine.parallel,
+            max_waiting=engine.max_waiting,
+            context_tokens=engine.context_tokens,
+            model=engine.model,
+        )
+    from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file
+
+    return LlamaCppEngine(
+        file=partial(gguf_file, engine.model, settings.models_dir),
+        model=engine.model,
+        threads=engine.threads,
+        parallel=engine.parallel,
+        max_waiting=engine.max_waiting,
+        context_tokens=engine.context_tokens,
+    )
