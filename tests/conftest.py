@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 EVAL_DATA = Path(os.environ.get("PERSONAE_EVAL_DATA") or ROOT.parent / "shared" / "data")
+
+
+def run_python(script: str) -> str:
+    """Run a script in a Python process of its own, with this one's import path; its standard output.
+
+    Raises:
+        AssertionError: it failed; the message is its standard error.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

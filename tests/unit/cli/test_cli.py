@@ -1,0 +1,111 @@
+"""Commands that need no server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from personae_client import NotFoundError
+from personae_runtime.errors import ConfigError
+from personae_serve.cli import build_app
+from personae_serve.cli.errors import explain
+from tests.conftest import run_python
+
+pytestmark = pytest.mark.usefixtures("no_personae_environment")
+
+
+@pytest.fixture(scope="module")
+def run() -> Callable[..., Result]:
+    app = build_app()
+    return lambda *arguments: CliRunner().invoke(app, [*arguments])
+
+
+def test_help_lists_the_commands(run: Callable[..., Result]) -> None:
+    shown = run("--help").output
+    for command in ("chat", "config", "import", "models", "persona"):
+        assert command in shown
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from personae_serve.cli import build_app; build_app();"
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('grpc', 'google', 'numpy', 'onnxruntime', 'asyncpg', 'sqlalchemy', 'pydantic', 'qdrant_edge', 'cel')])"
+    )
+    assert run_python(script).strip() == "[]"
+
+
+def test_config_show_prints_values_and_sources(run: Callable[..., Result], tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[gateway]\nport = 1234\n[ledger]\ndsn = "postgresql://u:hunter2@h/d"\n')
+    done = run("config", "show", "--config", str(path), "--json")
+    assert done.exit_code == 0
+    assert '"value": "1234"' in done.output
+    assert '"source": "file"' in done.output
+    assert "hunter2" not in done.output
+    assert "gateway.port" in run("config", "show").output
+
+
+def test_config_check_accepts_the_defaults(run: Callable[..., Result]) -> None:
+    done = run("config", "check")
+    assert done.exit_code == 0
+    assert "development" in done.output
+
+
+def test_a_wrong_configuration_is_one_message_and_exit_code_1(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAE_GATEWAY__PORT", "x")
+    done = run("config", "check")
+    assert done.exit_code == 1
+    assert "gateway.port (PERSONAE_GATEWAY__PORT" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_wrong_usage_is_exit_code_2(run: Callable[..., Result]) -> None:
+    assert run("chat").exit_code == 2
+    assert run("models", "pull").exit_code == 2
+    assert run("import", "chat", "/nonexistent", "--persona", "p", "--user", "u").exit_code == 2
+
+
+def test_models_list_shows_what_is_missing(run: Callable[..., Result], tmp_path: Path) -> None:
+    done = run("models", "list", "--models-dir", str(tmp_path))
+    assert done.exit_code == 0
+    assert "not here" in done.output
+
+
+def test_models_path_of_a_missing_file_names_the_command_that_gets_it(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    done = run("models", "path", "smollm2-135m-instruct", "--models-dir", str(tmp_path))
+    assert done.exit_code == 1
+    assert "personae models pull smollm2-135m-instruct" in done.output
+
+
+def test_an_unknown_model_is_an_error_of_one_line(run: Callable[..., Result], tmp_path: Path) -> None:
+    done = run("models", "pull", "gpt-9", "--models-dir", str(tmp_path))
+    assert done.exit_code == 1
+    assert "gpt-9" in done.output
+
+
+def test_a_key_is_never_sent_in_the_clear_to_another_machine(run: Callable[..., Result]) -> None:
+    done = run("chat", "nadia", "--target", "example.com:443", "--api-key", "k")
+    assert done.exit_code == 2
+    assert "clear" in done.output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConfigError("words"), NotFoundError("words", code="NOT_FOUND"), ExceptionGroup("g", [ConfigError("words")])],
+)
+def test_deliberate_errors_are_explained(error: Exception) -> None:
+    assert "words" in (explain(error) or "")
+
+
+def test_a_fault_is_not_explained_away() -> None:
+    assert explain(ValueError("words")) is None
+    assert explain(typer.Abort()) is None
