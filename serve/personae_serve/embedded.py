@@ -124,9 +124,9 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
 
 
 async def open_memory(
-    settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry
+    settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry, *, fresh: bool = False
 ) -> MemoryParts:
-    """Open the index and the embedder; closed by `stack`.
+    """Open the index and the embedder; closed by `stack`. `fresh` begins with an empty index.
 
     Raises:
         MissingModel: the dense arm is on and its model is not there.
@@ -139,8 +139,11 @@ async def open_memory(
         )
         stack.push_async_callback(embedder.close)
     index = EdgeMemoryIndex(settings.data_dir / "memory-index")
-    await index.open()
     stack.push_async_callback(index.close)
+    if fresh:
+        await index.recreate()
+    else:
+        await index.open()
     recall = Recall(
         index,
         stores.memories,
