@@ -31,6 +31,8 @@ from personae_runtime.policy.units import WINDOW_CHARS, split_units
 
 DEFAULT_BUNDLE = "default_bundle.yaml"
 PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
+REQUIRED = frozenset({"self_harm", "identity"})
+"""Categories whose protocol at input no operator and no owner can switch off."""
 RULE_FAILED = "RULE_FAILED"
 """Reason code of the block when a rule's condition can't be evaluated."""
 SCORER_FAILED = "SCORER_FAILED"
@@ -169,6 +171,12 @@ class Rule:
     program: Any
     hit: RuleHit
     matcher_ids: frozenset[str]
+
+    @property
+    def always_stops_input(self) -> bool:
+        """Whether it answers in the persona's place, whoever speaks to whichever persona."""
+        spec = self.spec
+        return Stage.INPUT in spec.stages and spec.action.stops and bool(spec.template) and spec.scope == ScopeSpec()
 
     def applies(self, stage: Stage, context: PolicyContext) -> bool:
         """Whether stage and scope fit; the age band must be resolved."""
@@ -546,7 +554,13 @@ def load_bundle(path: Path | None, scorer: SyncScorer) -> Bundle:
         data = path.read_bytes() if path is not None else shipped
     except OSError as e:
         raise ConfigError(f"policy.bundle: can't read {name}: {e.strerror}; expected a YAML file") from None
-    return parse_bundle(data, name, scorer, base=shipped)
+    bundle = parse_bundle(data, name, scorer, base=shipped)
+    for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input}):
+        raise ConfigError(
+            f"policy bundle {name}: no rule of category {category!r} stops or answers input everywhere; "
+            "it can't be switched off: add `extends: default`"
+        )
+    return bundle
 
 
 def parse_bundle(data: bytes, name: str, scorer: SyncScorer, *, base: bytes | None = None) -> Bundle:
