@@ -507,7 +507,7 @@ def windows(text: str) -> list[str]:
 
 def highest(scores: Sequence[Mapping[str, float]], categories: Sequence[str]) -> dict[str, float]:
     """The highest score of each category; 0 where there is none."""
-    return {c: max((s[c] for s in scores), default=0.0) for c in categories}
+    return {c: max([s[c] for s in scores], default=0.0) for c in categories}
 
 
 def _refuse_duplicates(what: str, ids: Sequence[str]) -> None:

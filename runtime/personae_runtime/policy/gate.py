@@ -22,11 +22,11 @@ from personae_runtime.policy.bundle import Plan, Verdict, highest
 from personae_runtime.policy.decision import Action, Decision, MatcherHit
 from personae_runtime.policy.matchers import Span
 from personae_runtime.policy.normalize import Normalizer
-from personae_runtime.policy.scorers import Scorer, SyncScorer
+from personae_runtime.policy.scorers import Scorer
 from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, unit_end
 
 _NO_SCORES: Mapping[str, float] = MappingProxyType({})
-_ENDS = frozenset(".!?…,;:—\n。！？，；：、")
+_ENDS = frozenset(".!?…\n。！？")
 _CLOSERS = "\"'”’»)]}*_」』）"
 
 
@@ -58,10 +58,13 @@ async def run_scorers(scorers: Sequence[Scorer], texts: Sequence[str]) -> dict[s
         ScorerFailure: any of them failed or missed its deadline.
     """
     found: dict[str, float] = {}
+    rows: list[Mapping[str, float]]
     for scorer in scorers:
         try:
-            if isinstance(scorer, SyncScorer):
-                rows = scorer.score_sync(texts)
+            # Not isinstance: checking a protocol costs more than a cheap scorer does.
+            score_now = getattr(scorer, "score_sync", None)
+            if score_now is not None:
+                rows = score_now(texts)
             else:
                 async with asyncio.timeout(scorer.deadline_s):
                     rows = await scorer.score(texts)
@@ -128,11 +131,14 @@ class StreamGate:
         if self._stopped is not None or not text:
             return False
         self._incoming.append(text)
-        self._fresh += len(text)
-        if self._held or self._fresh >= MAX_UNIT_CHARS or not _ENDS.isdisjoint(text):
-            self._held = True
+        if self._held:
             return True
-        return False
+        self._fresh += len(text)
+        if not _ENDS.isdisjoint(text):
+            # A mark at the very end needs the next character before it ends a unit.
+            self._held = True
+            return text[-1] not in _ENDS
+        return self._fresh > MAX_UNIT_CHARS
 
     async def clear(self, *, final: bool = False) -> Clearance:
         """Judges what has come. `final`: no more will.
@@ -148,7 +154,12 @@ class StreamGate:
         self._trim()
         self._fresh = len(self._raw)
         # A match that may have begun, or a mark that needs the next character, can be settled by any delta.
-        self._held = self._first or self._unit_end is not None or self._raw.rstrip(_CLOSERS)[-1:] in _ENDS
+        raw = self._raw
+        self._held = (
+            self._first
+            or self._unit_end is not None
+            or (bool(raw) and (raw[-1] in _ENDS or (raw[-1] in _CLOSERS and raw.rstrip(_CLOSERS)[-1:] in _ENDS)))
+        )
         if not self._out and self._news is None:
             return _NOTHING
         clearance = Clearance(self._flush(), self._news)
@@ -173,7 +184,7 @@ class StreamGate:
                     self._stop(plan.scorer_failed())
                     return
             # The unit's first match, as far as matches are decided.
-            limit = min(pending, unit_stop)
+            limit = pending if pending < unit_stop else unit_stop
             matched = False
             while self._scan < limit:
                 if candidate < self._scan:
@@ -234,10 +245,11 @@ class StreamGate:
         return await run_scorers(self._scorers, texts)
 
     def _release(self, upto: int) -> None:
-        start = max(self._released, self._skip)
+        start = self._released if self._released > self._skip else self._skip
         if upto > start:
             self._out.append(self._raw[start - self._raw_start : upto - self._raw_start])
-        self._released = max(self._released, upto)
+        if upto > self._released:
+            self._released = upto
 
     def _redact(self, verdict: Verdict, spans: Sequence[Span]) -> None:
         """Puts placeholders where the spans are; one may reach into units to come, which then begin after it."""

@@ -25,7 +25,6 @@ CATEGORIES = ("sexual", "hate", "violence", "harassment", "self_harm", "injectio
 
 HEAD_FILE = "ngram_head.npz"
 ORDERS = (2, 3, 4, 5)
-_ONES = np.ones(8192, dtype=np.float32)
 _GROW, _MIX, _FOLD = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B), np.uint32(15)  # odd constants of our choice
 
 
@@ -112,9 +111,9 @@ class NgramScorer:
     sqrt(sum(idf[bucket]**2)) + b[c], idf already in w: one look-up per bucket.
 
     Args:
-        table: float32, shape (2**bits, categories + 1); the last column is idf squared.
+        table: float32, shape (categories + 1, 2**bits); the last row is idf squared.
         bias: float32, shape (categories,).
-        categories: names of the columns.
+        categories: names of the rows.
         deadline_s: see `Scorer`.
     """
 
@@ -125,10 +124,9 @@ class NgramScorer:
     ) -> None:
         self.categories = categories
         self.deadline_s = deadline_s
-        self.table = np.zeros((table.shape[0], 8 * -(-table.shape[1] // 8)), dtype=np.float32)  # whole cache lines
-        self.table[:, : table.shape[1]] = table
+        self.table = np.ascontiguousarray(table, dtype=np.float32)
         self.bias = np.asarray(bias, dtype=np.float32)
-        self._bits = int(table.shape[0]).bit_length() - 1
+        self._bits = int(table.shape[1]).bit_length() - 1
 
     @classmethod
     def load(cls, deadline_s: float = 1.0) -> NgramScorer:
@@ -141,20 +139,17 @@ class NgramScorer:
             data = resources.files(__package__).joinpath(HEAD_FILE).read_bytes()
             with np.load(io.BytesIO(data), allow_pickle=False) as head:
                 categories = tuple(str(c) for c in head["categories"])
-                return cls(np.hstack([head["weights"], head["idf2"][:, None]]), head["bias"], categories, deadline_s)
+                return cls(np.vstack([head["weights"], head["idf2"]]), head["bias"], categories, deadline_s)
         except (OSError, KeyError, ValueError) as e:
             raise ConfigError(f"the n-gram scorer's weights ({HEAD_FILE}) can't be read: {e}") from e
 
     def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `SyncScorer`. About 60 µs for a unit of 150 characters with its window."""
-        sums = np.empty((len(texts), self.table.shape[1]), dtype=np.float32)
+        sums = np.empty((len(texts), len(self.table)), dtype=np.float32)
         for row, text in zip(sums, texts, strict=True):
             buckets = distinct(hash_ngrams(text_codes(text), self._bits), self._bits)
-            np.matmul(
-                _ONES[: len(buckets)] if len(buckets) <= len(_ONES) else np.ones(len(buckets), np.float32),
-                self.table.take(buckets, axis=0),
-                out=row,
-            )  # a sum, several times faster than .sum(axis=0)
+            # Not a matrix product: BLAS threads cost more than they save here.
+            np.add.reduce(self.table.take(buckets, axis=1), axis=1, out=row)
         n = len(self.categories)
         logits = sums[:, :n] / np.sqrt(np.maximum(sums[:, n : n + 1], 1e-12)) + self.bias
         scores = 1.0 / (1.0 + np.exp(-logits))

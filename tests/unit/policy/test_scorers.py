@@ -50,7 +50,7 @@ def test_distinct_keeps_each_bucket_once(values: list[int]) -> None:
 def test_the_logit_is_the_sum_of_weights_over_the_norm() -> None:
     rng = np.random.default_rng(1)
     table, bias = rng.normal(size=(256, 3)).astype(np.float32) ** 2, np.array([0.5, -1.0], dtype=np.float32)
-    scorer = NgramScorer(table, bias, ("sexual", "hate"))
+    scorer = NgramScorer(table.T, bias, ("sexual", "hate"))
     rows = table[np.unique(hash_ngrams(text_codes("Some text"), 8))]
     logits = rows[:, :2].sum(axis=0) / np.sqrt(rows[:, 2].sum()) + bias
     expected = dict(zip(("sexual", "hate"), 1 / (1 + np.exp(-logits)), strict=True))

@@ -84,7 +84,7 @@ def fit(samples: Sequence[Sample], categories: Sequence[str] = CATEGORIES) -> Ng
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     x, idf = features([s.text for s in samples], None)
-    table = np.zeros((1 << BITS, len(categories) + 1), dtype=np.float16)
+    table = np.zeros((len(categories) + 1, 1 << BITS), dtype=np.float16)
     bias = np.zeros(len(categories), dtype=np.float32)
     for column, category in enumerate(categories):
         known = [i for i, s in enumerate(samples) if category in s.labels]
@@ -93,9 +93,9 @@ def fit(samples: Sequence[Sample], categories: Sequence[str] = CATEGORIES) -> Ng
             C=REGULARISATION, class_weight="balanced", solver="liblinear", random_state=SEED, max_iter=200
         )
         model.fit(x[known], y)
-        table[:, column] = (model.coef_[0] * idf).astype(np.float16)
+        table[column] = (model.coef_[0] * idf).astype(np.float16)
         bias[column] = model.intercept_[0]
-    table[:, -1] = (idf**2).astype(np.float16)
+    table[-1] = (idf**2).astype(np.float16)
     return NgramScorer(table, bias, tuple(categories))
 
 
@@ -219,8 +219,8 @@ def write(scorer: NgramScorer, weights: NDArray[Any], card: dict[str, Any], fold
     path = folder / HEAD_FILE
     np.savez_compressed(
         path,
-        weights=weights[:, : len(CATEGORIES)].astype(np.float16),
-        idf2=weights[:, len(CATEGORIES)].astype(np.float16),
+        weights=weights[:-1].astype(np.float16),
+        idf2=weights[-1].astype(np.float16),
         bias=scorer.bias,
         categories=np.array(CATEGORIES),
     )
