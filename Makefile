@@ -43,7 +43,7 @@ types: $(READY) ## Types, strictly
 	mypy
 
 pytest: $(MODELS)
-	PERSONAE_REQUIRE_MODELS=1 python -m pytest -m 'not soak'
+	PERSONAE_REQUIRE_MODELS=1 python -m pytest
 
 # Python stubs into the folder $(1), an absolute path.
 define generate
@@ -72,7 +72,7 @@ docs: $(READY) ## Write the generated pages of docs/
 	personae config docs > docs/configuration.md
 
 soak: $(MODELS) ## The long tests in full: a hundred kills
-	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 python -m pytest -m 'soak or kill' -s --timeout 7200
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 python -m pytest -m soak -s --timeout 7200
 
 bench: $(MODELS) ## Measure a turn against the bare engine
 	python -m tests.bench.turn --json

@@ -12,6 +12,34 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EVAL_DATA = Path(os.environ.get("PERSONAE_EVAL_DATA") or ROOT.parent / "shared" / "data")
 
+NO_EVAL_DATA = f"no evaluation data in {EVAL_DATA}: set PERSONAE_EVAL_DATA"
+
+
+def missing_models() -> str:
+    """Why model files can't be used; empty if all are there."""
+    from personae_runtime.config import default_models_dir
+    from personae_runtime.engines import models
+    from personae_runtime.errors import MissingModel
+
+    folder = Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir())
+    try:
+        for model in models.MODELS.values():
+            for file in model.files:
+                models.path(model.name, file.name, folder)
+    except MissingModel as error:
+        return error.message
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs absent files. `make` sets PERSONAE_REQUIRE_MODELS: then absent models fail."""
+    if item.get_closest_marker("model") and (why := missing_models()):
+        if os.environ.get("PERSONAE_REQUIRE_MODELS"):
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
+    if item.get_closest_marker("eval") and not EVAL_DATA.is_dir():
+        pytest.skip(NO_EVAL_DATA)
+
 
 def run_python(script: str) -> str:
     """Run a script in a Python process of its own, with this one's import path; its standard output.
@@ -29,7 +57,7 @@ def run_python(script: str) -> str:
 def eval_data() -> Path:
     """The folder of evaluation data; a test that needs it skips where it is absent."""
     if not EVAL_DATA.is_dir():
-        pytest.skip(f"no evaluation data in {EVAL_DATA}: set PERSONAE_EVAL_DATA")
+        pytest.skip(NO_EVAL_DATA)
     return EVAL_DATA
 
 
