@@ -3,15 +3,27 @@
 One shard in one directory, owned by one process. Every call into it is blocking
 and goes through one thread; searches overtake writes that are queued.
 
-Layout of the directory: `lock` (held with flock while open), `shard/` (the
-engine's files). A shard is made and removed under another name, so that a crash
-in between leaves either the whole shard or none.
+The engine holds the interpreter's lock through every call, so a slow call stops
+the whole process, streams included. Two of its calls are slow, and are kept from
+a serving process: `EdgeShard.flush`, which waits for the disk (20 to 150 ms), and
+`EdgeShard.optimize`, which builds graphs (seconds; not called at all: a query
+stays in one scope, which is scanned faster than the turn's budget asks for).
+
+Durability therefore rests on the engine's write-ahead log: what it has accepted
+is in the page cache, and survives the process. It would not survive the machine:
+while open, the directory holds the boot it was opened in, and an index found open
+from another boot is discarded, to be filled again from the ledger.
+
+Layout of the directory: `lock` (held with flock while open), `boot`, `shard/`
+(the engine's files). A shard is made and removed under another name, so that a
+crash in between leaves either the whole shard or none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import math
 import os
 import shutil
@@ -42,8 +54,13 @@ RRF_WEIGHTS: Final = (2.0, 1.0)
 PREFETCH_MIN: Final = 100
 """Least candidates per arm, so that a short list still fuses well."""
 
-OPTIMIZE_EVERY: Final = 2_000
-"""Written points after which `flush` lets the engine merge and index its segments."""
+SYNC_EVERY: Final = 2_000
+"""Written points after which `flush` waits for the disk all the same, so that the log stays short."""
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+"""Changes with every start of the machine; where it is absent every `flush` waits for the disk."""
+
+_log = logging.getLogger(__name__)
 
 _LEXICAL: Final = "lexical"
 _DENSE: Final = "dense"
@@ -73,9 +90,10 @@ class EdgeMemoryIndex:
         self._shard: edge.EdgeShard | None = None
         self._lock: int | None = None
         self._written = 0
+        self._boot: str | None = None
 
     async def open(self) -> None:
-        """Open the shard, or create it.
+        """Open the shard, or create it; an empty one if the machine went down while it was open.
 
         Raises:
             ConfigError: another process (or another index of this one) has the directory open.
@@ -122,11 +140,10 @@ class EdgeMemoryIndex:
         """Return when everything before this call survives a SIGKILL of the process."""
 
         def call(shard: edge.EdgeShard) -> None:
-            shard.flush()
-            if self._written >= OPTIMIZE_EVERY:
+            # The writes before this call are in the log: they ran before it in this thread.
+            if self._boot is None or self._written >= SYNC_EVERY:
                 self._written = 0
-                if shard.optimize():
-                    shard.flush()
+                shard.flush()
 
         await self._run(call)
 
@@ -230,6 +247,30 @@ class EdgeMemoryIndex:
         return self._shard
 
     def _open_shard(self) -> None:
+        self._boot = _boot_id()
+        stamp = self._directory / "boot"
+        if stamp.exists() and stamp.read_text() != self._boot:
+            _log.warning("the machine went down while the memory index was open; it is filled again from the ledger")
+            self._set_aside()
+        if self._boot is not None:
+            _write_durably(stamp, self._boot)
+        self._load_shard()
+
+    def _replace_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        self._set_aside()
+        self._open_shard()
+
+    def _set_aside(self) -> None:
+        home, old = self._directory / "shard", self._directory / "shard.old"
+        if home.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            home.rename(old)
+        self._written = 0
+
+    def _load_shard(self) -> None:
         home = self._directory / "shard"
         for leftover in ("shard.new", "shard.old"):
             shutil.rmtree(self._directory / leftover, ignore_errors=True)
@@ -250,22 +291,31 @@ class EdgeMemoryIndex:
                 metadata={"directory": str(home)},
             ) from error
 
-    def _replace_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
-        home = self._directory / "shard"
-        if home.exists():
-            shutil.rmtree(self._directory / "shard.old", ignore_errors=True)
-            home.rename(self._directory / "shard.old")
-        self._written = 0
-        self._open_shard()
-
     def _close_shard(self) -> None:
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.flush()
             shard.close()
+            (self._directory / "boot").unlink(missing_ok=True)
+
+
+def _boot_id() -> str | None:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
 
 
 def _take_lock(directory: Path) -> int:
@@ -292,9 +342,6 @@ def _create_shard(path: Path) -> None:
         edge.EdgeConfig(
             vectors={_DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
             sparse_vectors={_LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
-            # No graph over all scopes (m=0): a query never leaves its scope, so
-            # only scopes too large for a scan get a graph of their own.
-            hnsw_config=edge.HnswIndexConfig(m=0, payload_m=16, ef_construct=100, full_scan_threshold=10_000),
         ),
     )
     shard.update(edge.UpdateOperation.create_field_index(_SCOPE, edge.KeywordIndexParams(is_tenant=True)))

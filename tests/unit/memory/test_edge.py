@@ -97,8 +97,10 @@ async def test_a_closed_index_says_so(tmp_path: Path) -> None:
         await index.search("a", SparseVector((1,), (1.0,)), None, limit=1, now=0)
 
 
-async def test_many_writes_are_optimized_without_losing_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge, "OPTIMIZE_EVERY", 10)
+async def test_many_writes_go_to_the_disk_now_and_then_without_losing_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "SYNC_EVERY", 30)
     index = EdgeMemoryIndex(tmp_path)
     await index.open()
     for _ in range(5):
@@ -108,6 +110,54 @@ async def test_many_writes_are_optimized_without_losing_any(tmp_path: Path, monk
         await index.flush()
     assert await index.count("a") == 75
     assert len(await index.search("a", SparseVector((1,), (1.0,)), None, limit=100, now=0)) == 75
+    await index.close()
+
+
+async def crash_while_open(directory: Path) -> None:
+    """Leave the directory as a killed process would, which had three points in the index."""
+    copy = directory.with_name("copy")
+    index = EdgeMemoryIndex(directory)
+    await index.open()
+    await index.upsert(points(3))
+    await index.flush()
+    shutil.copytree(directory, copy)
+    await index.close()
+    shutil.rmtree(directory)
+    shutil.copytree(copy, directory)
+
+
+async def test_an_index_left_open_by_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    await crash_while_open(tmp_path / "index")
+    index = EdgeMemoryIndex(tmp_path / "index")
+    await index.open()
+    assert await index.count() == 3
+    await index.close()
+
+
+async def test_an_index_left_open_by_a_machine_that_went_down_starts_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await crash_while_open(tmp_path / "index")
+    (tmp_path / "boot_id").write_text("the next boot")
+    monkeypatch.setattr(edge, "BOOT_ID", tmp_path / "boot_id")
+    index = EdgeMemoryIndex(tmp_path / "index")
+    await index.open()
+    assert await index.count() == 0
+    await index.upsert(points(2))
+    await index.close()
+    # Closed in order, it is kept whatever the boot.
+    (tmp_path / "boot_id").write_text("one more")
+    await index.open()
+    assert await index.count() == 2
+    await index.close()
+
+
+async def test_where_boots_have_no_name_an_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "BOOT_ID", tmp_path / "absent")
+    await crash_while_open(tmp_path / "index")
+    index = EdgeMemoryIndex(tmp_path / "index")
+    await index.open()
+    assert await index.count() == 3
     await index.close()
 
 
