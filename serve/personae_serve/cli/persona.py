@@ -167,8 +167,22 @@ async def apply_persona(
     if consent_evidence:
         await client.consents.record(name, CONSENT_PURPOSE_LIKENESS, CONSENT_STATE_GRANTED, evidence=consent_evidence)
     async for revision in client.personas.list_revisions(name, page_size=1):
-        if revision.state == REVISION_STATE_ACTIVE and revision.definition == persona.definition:
+        if revision.state == REVISION_STATE_ACTIVE and _same(revision.definition, persona.definition):
             return Applied(revision.name, published=False)
         break
     published = await client.personas.publish_revision(name, persona.definition)
     return Applied(published.name, published=True)
+
+
+def _same(one: PersonaDefinition, other: PersonaDefinition) -> bool:
+    """Whether two definitions say the same: an absent section is an empty one."""
+    from personae.v1.persona_service_pb2 import PersonaDefinition
+
+    filled = []
+    for definition in (one, other):
+        copy = PersonaDefinition()
+        copy.CopyFrom(definition)
+        copy.style.SetInParent()
+        copy.generation.SetInParent()
+        filled.append(copy)
+    return filled[0] == filled[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import sys
 from datetime import UTC, datetime
@@ -195,8 +196,8 @@ class ConsentBook(policy_service_pb2_grpc.ConsentServiceServicer):
 
 async def test_apply_creates_publishes_and_then_leaves_alone_what_is_right(tmp_path: Path) -> None:
     book, consents = PersonaBook(), ConsentBook()
-    persona = read_persona_file(persona_file(tmp_path))
-    renamed = read_persona_file(persona_file(tmp_path, PERSONA_FILE.replace("display_name: Nadia", "display_name: N")))
+    persona = read_persona_file(persona_file(tmp_path, PERSONA_FILE.partition("generation:")[0]))
+    renamed = dataclasses.replace(persona, display_name="N")
     changed = read_persona_file(persona_file(tmp_path, PERSONA_FILE.replace("a bike shop", "a boat")))
     async with serving(personas=book, consents=consents) as client:
         assert await apply_persona(client, "demo", persona, consent_evidence="a contract") == Applied(
@@ -206,7 +207,7 @@ async def test_apply_creates_publishes_and_then_leaves_alone_what_is_right(tmp_p
         assert not (await apply_persona(client, "demo", renamed)).published
         assert (await apply_persona(client, "demo", changed)).revision == f"{PERSONA}/revisions/2"
     assert book.persona is not None
-    assert book.persona.display_name == "Nadia"
+    assert book.persona.display_name == "Nadia"  # the file that was applied last
     (consent,) = consents.events
     assert (consent.subject, consent.evidence) == (PERSONA, "a contract")
     assert consent.purpose == policy_service_pb2.CONSENT_PURPOSE_LIKENESS
