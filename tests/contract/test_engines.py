@@ -118,7 +118,7 @@ class Occupied:
 
 async def until_waiting(engine: Engine, count: int) -> None:
     async with asyncio.timeout(30):
-        while engine.capacity().waiting != count:
+        while engine.capacity().waiting != count:  # noqa: ASYNC110 - the protocol has no event for it
             await asyncio.sleep(0)
 
 
