@@ -138,6 +138,7 @@ async def open_memory(
             model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
         )
         stack.push_async_callback(embedder.close)
+        await embedder.start()
     index = EdgeMemoryIndex(settings.data_dir / "memory-index")
     stack.push_async_callback(index.close)
     if fresh:
@@ -151,6 +152,15 @@ async def open_memory(
         on_fallback=lambda reason: telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()}),
     )
     return MemoryParts(recall, Indexer(index, stores.memories, embedder))
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What to tell of several failures: the first on purpose, else the first."""
+    known, _ = group.split(PersonaeError)
+    found: BaseException = known or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 class EmbeddedHost:
@@ -176,6 +186,7 @@ class EmbeddedHost:
         self._stack = AsyncExitStack()
         self._stopping = asyncio.Event()
         self._healthy = True
+        self._started = False
         self.stores: Stores
         self.engine: Engine
         self.runner: TurnRunner
@@ -215,9 +226,12 @@ class EmbeddedHost:
         self.engine = self._engine or build_engine(settings)
         stack.push_async_callback(self.engine.close)
 
-        async with asyncio.TaskGroup() as starting:
-            starting.create_task(self.engine.start())
-            opening = starting.create_task(open_stores(settings, stack))
+        try:
+            async with asyncio.TaskGroup() as starting:
+                starting.create_task(self.engine.start())
+                opening = starting.create_task(open_stores(settings, stack))
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
         self.stores = stores = opening.result()
         memory = await open_memory(settings, stores, stack, telemetry) if settings.memory.enabled else None
 
@@ -231,7 +245,7 @@ class EmbeddedHost:
         await sessions.register()
         recovered = await sessions.recover()
         if recovered:
-            _log.warning("turns_recovered", count=recovered)
+            _log.warning("turns_recovered", count=len(recovered))
         personas = PersonaLedger(stores.database, stores.vault)
 
         def observe_commit(rows: int, seconds: float) -> None:
@@ -240,7 +254,6 @@ class EmbeddedHost:
 
         writer = EventWriter(
             stores.database,
-            lambda: sessions.owner,
             timeout_s=settings.ledger.commit_timeout_s,
             observe=observe_commit,
         )
@@ -291,12 +304,13 @@ class EmbeddedHost:
         await stack.enter_async_context(LoopLagMonitor(telemetry.event_loop_lag))
         port = await self.server.start()
         await self.server.set_health(True)
+        self._started = True
         _log.info("serving", host=settings.gateway.host, port=port, engine=self.engine.model, policy=policy.version)
         return port
 
     async def stop(self) -> None:
         """Drain and stop everything, last started first. Safe to call twice."""
-        if self._stopping.is_set():
+        if self._stopping.is_set() or not self._started:
             return
         grace = self.settings.gateway.drain_grace_s
         await self.server.set_health(False)
@@ -324,7 +338,8 @@ class EmbeddedHost:
                 await self.engine.health()
                 await self.stores.database.fetchval("SELECT 1")
                 healthy = True
-            except PersonaeError:
+            except Exception:
+                # Whatever it is, a host that can't answer this can't serve.
                 healthy = False
             if healthy != self._healthy:
                 self._healthy = healthy

@@ -17,10 +17,13 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
+import structlog
 
 from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFound
 from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
 from personae_runtime.names import Name
+
+_log = structlog.get_logger(__name__)
 
 CHANNEL = "personae_control"
 STALE_AFTER_S = 1.0
@@ -169,6 +172,7 @@ class ControlWatcher:
         self._database = database
         self._watches: set[Watch] = set()
         self._epoch = 0
+        self._reread = False
         self._fresh_at = 0.0
         self._fresh = asyncio.Event()
         self._wake = asyncio.Event()
@@ -176,8 +180,9 @@ class ControlWatcher:
 
     async def start(self) -> None:
         """Read the epoch and begin to watch."""
+        begun = time.monotonic()
         self._epoch = await self._database.fetchval("SELECT epoch FROM control")
-        self._mark_fresh()
+        self._mark_fresh(begun)
         self._task = asyncio.create_task(self._run(), name="control-watcher")
 
     async def close(self) -> None:
@@ -193,7 +198,7 @@ class ControlWatcher:
         self._watches.add(watch)
         if self._epoch > epoch:
             # It changed since it was read: nothing is fresh before it is read again.
-            self._epoch = 0
+            self._reread = True
             self._fresh_at = 0.0
             self._wake.set()
 
@@ -216,8 +221,9 @@ class ControlWatcher:
         except TimeoutError:
             raise LedgerUnavailable("the control epoch is stale: withdrawals could be missed") from None
 
-    def _mark_fresh(self) -> None:
-        self._fresh_at = time.monotonic()
+    def _mark_fresh(self, asked_at: float) -> None:
+        # As of the question: the answer may have been long on its way.
+        self._fresh_at = asked_at
         self._fresh.set()
 
     async def _run(self) -> None:
@@ -233,16 +239,29 @@ class ControlWatcher:
                     self._wake.clear()
             except (LedgerUnavailable, *UNREACHABLE):
                 await asyncio.sleep(_POLL_S)
+            except Exception:
+                # Without a watcher nothing could ever be released again.
+                _log.exception("control_watch_failed")
+                await asyncio.sleep(_POLL_S)
             finally:
                 if connection is not None:
                     connection.terminate()
 
     async def _poll(self, connection: asyncpg.Connection) -> None:
+        begun = time.monotonic()
         epoch = await connection.fetchval("SELECT epoch FROM control")
         if epoch != self._epoch:
-            await self._refresh(connection, list(self._watches))
+            # Set before the standings are read: a turn added meanwhile with an older one asks for another round.
             self._epoch = epoch
-        self._mark_fresh()
+            self._reread = True
+        while self._reread:
+            self._reread = False
+            try:
+                await self._refresh(connection, list(self._watches))
+            except BaseException:
+                self._reread = True
+                raise
+        self._mark_fresh(begun)
 
     async def _refresh(self, connection: asyncpg.Connection, watches: Iterable[Watch]) -> None:
         for watch in watches:

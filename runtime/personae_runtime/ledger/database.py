@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from personae_runtime.errors import LedgerUnavailable
+from personae_runtime.errors import InvalidArgument, LedgerUnavailable
 
 Connection: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 T = TypeVar("T")
@@ -95,6 +95,8 @@ class Database:
                 yield connection
         except UNREACHABLE as error:
             raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(error).__name__}", retry_after_s=1.0) from error
+        except asyncpg.CharacterNotInRepertoireError:
+            raise InvalidArgument("a text holds the character U+0000, which can't be stored") from None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -33,6 +33,8 @@ class MemoryLedger:
         Raises:
             NotFound: the first call's memory was forgotten since.
         """
+        # The scope's key is made for good before anything is sealed with it.
+        await self._vault.cipher_by_key(record.scope)
         async with self._database.transaction() as connection:
 
             async def act() -> str:

@@ -151,8 +151,8 @@ class SessionLedger:
             self._lease,
         )
 
-    async def recover(self) -> int:
-        """Close the turns of dead owners as interrupted; how many.
+    async def recover(self) -> list[int]:
+        """Close the turns of dead owners as interrupted; the keys of their sessions.
 
         An owner is dead when a lease of its ran out, or when it is an earlier
         owner of this host, which runs one process at a time.
@@ -163,7 +163,7 @@ class SessionLedger:
             self.owner,
             self._host,
         )
-        closed = 0
+        closed: list[int] = []
         for row in dead:
             # Fence first: whatever the old owner has in flight commits before this or not at all.
             async with self._database.transaction() as connection:
@@ -175,7 +175,8 @@ class SessionLedger:
                 "SELECT session_pk, turn_no FROM turns WHERE owner = $1 AND state = 'RUNNING'", row["owner"]
             )
             for turn in turns:
-                closed += await self.close_orphan(turn["session_pk"], turn["turn_no"])
+                if await self.close_orphan(turn["session_pk"], turn["turn_no"]):
+                    closed.append(turn["session_pk"])
         return closed
 
     async def running(self) -> set[tuple[int, int]]:
@@ -185,8 +186,11 @@ class SessionLedger:
         )
         return {(row["session_pk"], row["turn_no"]) for row in rows}
 
-    async def close_orphan(self, session_pk: int, turn_no: int) -> int:
-        """Close a running turn that nobody runs as interrupted; 1, or 0 if it had ended."""
+    async def close_orphan(self, session_pk: int, turn_no: int, reason: str = "OWNER_LOST") -> bool:
+        """Close a running turn that nobody runs as interrupted; False if it had ended.
+
+        Its reply is what the recorded events say.
+        """
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
                 "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, EXISTS ("
@@ -198,11 +202,11 @@ class SessionLedger:
                 turn_no,
             )
             if row is None:
-                return 0
+                return False
             try:
                 cipher = await self._vault.cipher_by_key(row["scope"], connection)
             except ScopeErased:
-                return 0
+                return False
             reply = "".join(
                 event.body.text
                 for event in await self._decode(
@@ -217,7 +221,7 @@ class SessionLedger:
                 if isinstance(event.body, TextDelta)
             )
             event_id = row["reserved_to"] + 1
-            body = TurnInterrupted(delivered_chars=len(reply), reason="OWNER_LOST")
+            body = TurnInterrupted(delivered_chars=len(reply), reason=reason)
             at = await connection.fetchval("SELECT now()")
             await connection.execute(
                 "INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
@@ -242,7 +246,7 @@ class SessionLedger:
                     connection,
                     turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"]),
                 )
-        return 1
+        return True
 
     # -- sessions ------------------------------------------------------------
 
@@ -502,15 +506,19 @@ class SessionLedger:
             LeaseLost: another owner closed it.
         """
         async with self._database.transaction() as connection:
-            held = await connection.fetchval(
-                "SELECT true FROM turns t JOIN owners o USING (owner) WHERE t.session_pk = $1 AND t.turn_no = $2"
+            held = await connection.fetchrow(
+                "SELECT t.state, t.last_event_id FROM turns t JOIN owners o USING (owner)"
+                " WHERE t.session_pk = $1 AND t.turn_no = $2"
                 " AND t.owner = $3 AND o.fenced_at IS NULL FOR UPDATE OF t FOR KEY SHARE OF o",
                 session.session_pk,
                 turn_no,
                 self.owner,
             )
-            if not held:
-                raise LeaseLost("another owner closed this turn")
+            if held is not None and held["last_event_id"] == events[-1].event_id:
+                # A repeat, after a connection that was lost at the commit.
+                return
+            if held is None or held["state"] != "RUNNING":
+                raise LeaseLost("this turn was closed by somebody else")
             rows = [self.row(session.session_pk, turn_no, cipher, event) for event in events]
             await connection.fetchval(
                 "SELECT append_events($1, $2, $3, $4, $5, $6, $7)",
@@ -552,7 +560,6 @@ class SessionLedger:
         at: datetime,
         history_from: int = 0,
     ) -> None:
-        # A retry after a lost connection finds the turn ended and changes nothing.
         await connection.execute(
             "WITH ended AS (UPDATE turns SET state = $3, finish_reason = $4, reply_text = $5, in_history = $6,"
             "  last_event_id = $7, ended_at = $8 WHERE session_pk = $1 AND turn_no = $2 AND state = 'RUNNING'"

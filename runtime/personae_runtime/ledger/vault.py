@@ -103,7 +103,10 @@ def load_master_key(configured: str | None, data_dir: Path, *, development: bool
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
             raise ConfigError(f"{path} is readable by others (mode {mode:o}); run: chmod 600 {path}") from None
-        key = base64.b64decode(path.read_bytes())
+        try:
+            key = base64.b64decode(path.read_bytes(), validate=True)
+        except binascii.Error:
+            key = b""
         if len(key) != 32:
             raise ConfigError(f"{path} does not hold base64 of 32 bytes; restore it from a backup") from None
         return key
@@ -170,7 +173,11 @@ class Vault:
         return await self.cipher_by_key(key)
 
     async def cipher_by_key(self, key: str, connection: Connection | None = None) -> ScopeCipher:
-        """As `cipher`, for a scope key read from the ledger."""
+        """As `cipher`, for a scope key read from the ledger.
+
+        Within a caller's transaction pass its connection: a key that it makes is
+        not kept in memory, as the transaction may yet be rolled back.
+        """
         found = self._cache.get(key)
         if found is not None:
             self._cache.move_to_end(key)
@@ -178,6 +185,7 @@ class Vault:
         source = connection or self._database
         query = "SELECT wrapped_key, marker, destroyed_at FROM scopes WHERE scope = $1"
         row = await source.fetchrow(query, key)
+        made = row is None
         if row is None:
             wrapped = aes_key_wrap(self._wrap_key, secrets.token_bytes(32))
             await source.execute(
@@ -195,6 +203,8 @@ class Vault:
         except InvalidUnwrap:
             raise ConfigError("a scope key does not unwrap: ledger.master_key is not the original one") from None
         cipher = ScopeCipher(scope=key, marker=row["marker"], aead=AESGCM(unwrapped))
+        if made and connection is not None:
+            return cipher
         self._cache[key] = cipher
         if len(self._cache) > _CACHED_SCOPES:
             self._cache.popitem(last=False)

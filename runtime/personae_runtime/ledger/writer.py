@@ -28,27 +28,35 @@ class EventRow:
     created_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class _Append:
+    rows: list[EventRow]
+    # The owner that the turn was admitted under: a process that was fenced off
+    # and took up a new name must not write for turns of the old one.
+    owner: str
+    done: asyncio.Future[None]
+
+
 class EventWriter:
-    """Appends events durably for one owner.
+    """Appends events durably.
 
     One transaction is in flight at a time; what arrives meanwhile goes into the
     next, so the batch grows with the load. A batch that fails because the
-    server is away is tried again for `timeout_s`: the ids are this owner's
+    server is away is tried again for `timeout_s`: the ids are their owner's
     alone, so a repeat can't write twice.
 
     Args:
-        owner: called for the owner's current name.
         observe: called with (rows, seconds) after each commit.
     """
 
     def __init__(
-        self, database: Database, owner: Callable[[], str], *, timeout_s: float, observe: Callable[[int, float], None] | None = None
+        self, database: Database, *, timeout_s: float, observe: Callable[[int, float], None] | None = None
     ) -> None:
         self._database = database
-        self._owner = owner
         self._timeout_s = timeout_s
         self._observe = observe
-        self._pending: list[tuple[list[EventRow], asyncio.Future[None]]] = []
+        self._pending: list[_Append] = []
+        self._in_flight: list[_Append] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -60,21 +68,21 @@ class EventWriter:
         """Write what is pending and stop. Safe to call twice."""
         task, self._task = self._task, None
         if task is not None:
-            while self._pending:
-                await asyncio.gather(*(future for _, future in self._pending), return_exceptions=True)
+            while left := self._in_flight + self._pending:
+                await asyncio.gather(*(item.done for item in left), return_exceptions=True)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
-    def append(self, rows: list[EventRow]) -> asyncio.Future[None]:
-        """Queue rows; the future ends when they are durable.
+    def append(self, rows: list[EventRow], owner: str) -> asyncio.Future[None]:
+        """Queue rows of one owner's turn; the future ends when they are durable.
 
         The future raises:
-            LeaseLost: this owner is fenced off.
+            LeaseLost: the owner is fenced off.
             LedgerUnavailable: not committed in time, or the outcome is unknown.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((rows, future))
+        self._pending.append(_Append(rows, owner, future))
         self._wake.set()
         return future
 
@@ -83,25 +91,27 @@ class EventWriter:
             await self._wake.wait()
             self._wake.clear()
             while self._pending:
-                batch: list[tuple[list[EventRow], asyncio.Future[None]]] = []
-                size = 0
+                batch: list[_Append] = []
+                size, owner = 0, self._pending[0].owner
                 for item in self._pending:
-                    batch.append(item)
-                    size += len(item[0])
-                    if size >= _MAX_BATCH:
+                    if size >= _MAX_BATCH or item.owner != owner:
                         break
+                    batch.append(item)
+                    size += len(item.rows)
                 del self._pending[: len(batch)]
-                error = await self._commit([row for rows, _ in batch for row in rows])
-                for _, future in batch:
-                    if future.done():
+                self._in_flight = batch
+                error = await self._commit([row for item in batch for row in item.rows], owner)
+                for item in batch:
+                    if item.done.done():
                         continue
                     if error is None:
-                        future.set_result(None)
+                        item.done.set_result(None)
                     else:
-                        future.set_exception(error)
+                        item.done.set_exception(error)
+                self._in_flight = []
 
-    async def _commit(self, rows: list[EventRow]) -> Exception | None:
-        begun, owner = time.monotonic(), self._owner()
+    async def _commit(self, rows: list[EventRow], owner: str) -> Exception | None:
+        begun = time.monotonic()
         columns = (
             [row.session_pk for row in rows],
             [row.event_id for row in rows],

@@ -14,9 +14,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from personae_runtime.errors import PersonaeError
+import structlog
+
+from personae_runtime.errors import LedgerUnavailable, PersonaeError
 from personae_runtime.ledger.writer import EventRow
 from personae_runtime.sessions.events import Body, Event, TextDelta
+
+_log = structlog.get_logger(__name__)
 
 
 class Recorder:
@@ -125,7 +129,11 @@ class Recorder:
                     await asyncio.sleep(pause)
             try:
                 await self._commit()
-            except PersonaeError as error:
+            except Exception as error:
+                # Whatever went wrong, the turn must hear of it: it waits for `flush`.
+                if not isinstance(error, PersonaeError):
+                    _log.error("events_not_recorded", error=type(error).__name__)
+                    error = LedgerUnavailable("the turn's events could not be recorded")
                 self.failure = error
                 self._pending.clear()
                 self._idle.set()

@@ -46,7 +46,9 @@ class SessionService:
         self._memories = memories
         self._view_limit = view_limit
 
-    async def converse(self, session: SessionRow, turn_id: str, text: str) -> AsyncGenerator[Seen, None]:
+    async def converse(
+        self, session: SessionRow, turn_id: str, text: str, *, received: float | None = None
+    ) -> AsyncGenerator[Seen, None]:
         """One turn's events, from turn_started to the terminal one.
 
         Raises:
@@ -54,7 +56,7 @@ class SessionService:
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
             LedgerUnavailable: the turn's end could not be recorded.
         """
-        turn = await self._runner.admit(session, turn_id, text)
+        turn = await self._runner.admit(session, turn_id, text, received=received)
         if turn is None:
             turn_no = (await self._sessions.turn(session, turn_id)).turn_no
             async for seen in self._replay(session, 0, turn_no):
@@ -164,23 +166,20 @@ class SessionService:
             NotFound: the session has no such turn.
             Unavailable: it runs in another process, or its end could not be recorded.
         """
-        row = await self._sessions.turn(session, turn_id)
-        hub = self._runner.hubs.find(session.session_pk)
-        turn = None if hub is None else hub.turn
+        # With the lock: a turn that is being admitted is found here when it has been.
+        async with self._runner.hubs.locked(session.session_pk) as hub:
+            turn = hub.turn
         if turn is not None and turn.turn_id == turn_id:
             await self._stop(turn, "CANCELLED")
-            return await self._sessions.turn(session, turn_id)
+        row = await self._sessions.turn(session, turn_id)
         if row.state == "RUNNING":
-            row = await self._sessions.turn(session, turn_id)
-            if row.state == "RUNNING":
-                raise owned_elsewhere()
+            raise owned_elsewhere()
         return row
 
     async def close(self, session: SessionRow) -> SessionRow:
         """Close a session: its running turn is cancelled, its streams end."""
         closed = await self._sessions.close(session.name)
-        hub = self._runner.hubs.find(session.session_pk)
-        if hub is not None:
+        async with self._runner.hubs.locked(session.session_pk) as hub:
             if hub.turn is not None:
                 await self._stop(hub.turn, "CANCELLED")
             hub.end()

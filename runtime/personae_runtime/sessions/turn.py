@@ -32,8 +32,9 @@ from personae_runtime.errors import (
     LedgerUnavailable,
     PersonaeError,
     ResourceExhausted,
+    Unavailable,
 )
-from personae_runtime.ledger.control import ControlWatcher, Watch
+from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, owned_elsewhere, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
@@ -121,6 +122,7 @@ class LiveTurn:
     citations: dict[str, MemoryRecord] = field(default_factory=dict)
     failure: PersonaeError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    stoppable: bool = False
     history_from: int = 0
     policy: PolicyContext = field(default_factory=PolicyContext)
 
@@ -133,7 +135,9 @@ class LiveTurn:
         """End the turn early; the first reason counts. Safe to call from anywhere in the loop."""
         if not self.stop_reason:
             self.stop_reason = reason
-            self.task.cancel()
+            # A task that is cancelled before its first step never takes one; this one must, to end the turn.
+            if self.stoppable:
+                self.task.cancel()
 
 
 class TurnRunner:
@@ -177,9 +181,12 @@ class TurnRunner:
 
     # -- admit ---------------------------------------------------------------
 
-    async def admit(self, session: SessionRow, turn_id: str, text: str) -> LiveTurn | None:
+    async def admit(
+        self, session: SessionRow, turn_id: str, text: str, *, received: float | None = None
+    ) -> LiveTurn | None:
         """Admit and start a turn, or join it if it runs here already; None if it has ended.
 
+        `received` is when the call came in, on the monotonic clock; a turn's latencies count from it.
         Nothing is changed unless the turn is admitted; on return it is durable.
 
         Raises:
@@ -188,21 +195,24 @@ class TurnRunner:
             InvalidArgument: the text alone does not fit the model's context.
             Unavailable: another process runs this turn.
         """
-        hub = self.hubs.get(session.session_pk)
-        try:
-            async with hub.lock:
-                if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
-                    return hub.turn
-                self._admitting += 1
-                try:
-                    return await self._admit(hub, session, turn_id, text)
-                finally:
-                    self._admitting -= 1
-        finally:
-            self.hubs.release(session.session_pk)
+        # A client that leaves must not cut an admission in two: what is recorded must also run.
+        admitting = asyncio.ensure_future(self._admit_once(session, turn_id, text, received or time.monotonic()))
+        admitting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(admitting)
 
-    async def _admit(self, hub: Hub, session: SessionRow, turn_id: str, text: str) -> LiveTurn | None:
-        begun = time.monotonic()
+    async def _admit_once(self, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
+        async with self.hubs.locked(session.session_pk) as hub:
+            if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
+                return hub.turn
+            self._admitting += 1
+            try:
+                return await self._admit(hub, session, turn_id, text, received)
+            finally:
+                self._admitting -= 1
+
+    async def _admit(
+        self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float
+    ) -> LiveTurn | None:
         context = otel_context.get_current()
         with self._telemetry.stage(names.SPAN_ADMIT, context):
             persona = await self._persona(session)
@@ -220,7 +230,7 @@ class TurnRunner:
             if admission.owner != self._sessions.owner:
                 raise owned_elsewhere()
             # Ours, yet nothing runs it: its admission's acknowledgement was lost.
-            await self._sessions.close_orphan(session.session_pk, admission.turn_no)
+            await self._close_orphan(session.session_pk, admission.turn_no)
             return None
         self._count_turn(session)
         turn = LiveTurn(
@@ -230,7 +240,7 @@ class TurnRunner:
             text=text,
             persona=persona,
             admission=admission,
-            admitted=begun,
+            admitted=received,
             hub=hub,
             watch=Watch(
                 session.tenant,
@@ -249,8 +259,8 @@ class TurnRunner:
             turn_id,
             admission.first_event_id + 1,
             seal=lambda event: self._sessions.row(session.session_pk, admission.turn_no, cipher, event),
-            append=self._writer.append,
-            may_release=lambda: self._control.fresh(_FRESH_TIMEOUT_S),
+            append=lambda rows: self._writer.append(rows, admission.owner),
+            may_release=lambda: self._may_release(turn),
             deliver=lambda event: self._deliver(turn, event),
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
@@ -337,6 +347,9 @@ class TurnRunner:
         outcome: Body = TurnInterrupted(0, "ENGINE_FAILED")
         turn.recorder.start()
         try:
+            turn.stoppable = True
+            if turn.stop_reason:
+                raise asyncio.CancelledError
             async with asyncio.timeout(self._settings.sessions.turn_timeout_s):
                 input_decision, recalled = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
                 if input_decision.action.stops:
@@ -361,6 +374,7 @@ class TurnRunner:
             turn.stop_reason = turn.stop_reason or "ENGINE_FAILED"
             _log.exception("turn_failed", turn=turn.request_id)
         # From here on a cancellation must not lose the end of the turn.
+        turn.stoppable = False
         await asyncio.shield(asyncio.ensure_future(self._finish(turn, outcome)))
 
     async def _gate_input(self, turn: LiveTurn) -> Decision:
@@ -480,7 +494,7 @@ class TurnRunner:
             turn.recorder.emit(Waiting("ENGINE_QUEUE"))
         gate = self._policy.open_stream(turn.policy)
         gate_span = None
-        finish = EngineFinish.STOP
+        finish: EngineFinish | None = None
         with self._telemetry.stage(names.SPAN_GENERATE, turn.context) as span:
             span.set_attribute(names.ATTR_GEN_AI_REQUEST_MODEL, self._engine.model)
             turn.prompt_at = time.monotonic()
@@ -510,8 +524,8 @@ class TurnRunner:
                     gate_span.end()
                 span.set_attribute(names.ATTR_GEN_AI_USAGE_INPUT_TOKENS, turn.input_tokens)
                 span.set_attribute(names.ATTR_GEN_AI_USAGE_OUTPUT_TOKENS, turn.output_tokens)
-        if finish is EngineFinish.ABORT:
-            raise EngineDead("the engine aborted the request")
+        if finish is None or finish is EngineFinish.ABORT:
+            raise EngineDead("the engine ended the request early")
         return TurnCompleted("LENGTH" if finish is EngineFinish.LENGTH else "STOP")
 
     def _remember(self, turn: LiveTurn, decision: Decision) -> None:
@@ -559,6 +573,13 @@ class TurnRunner:
                     reraise=True,
                 ):
                     with attempt:
+                        if isinstance(recorder.failure, LedgerUnavailable):
+                            # How much of its last commit was recorded is not known here; the ledger's events tell.
+                            await self._sessions.close_orphan(
+                                turn.session.session_pk, turn.admission.turn_no, turn.stop_reason
+                            )
+                            error = Unavailable("the turn ended unseen; attach again", retry_after_s=0.1)
+                            break
                         await self._sessions.finish(
                             turn.session,
                             turn.admission.turn_no,
@@ -572,7 +593,8 @@ class TurnRunner:
                             history_from=turn.history_from,
                         )
         except LeaseLost as lost:
-            error = lost
+            # For the streams this is no error of theirs: attached again, they see how the turn ended.
+            error = Unavailable(lost.message, reason=lost.reason, retry_after_s=0.1)
         except Exception as failed:
             # The sweep closes it once the ledger is back; the streams are told to try again.
             error = LedgerUnavailable("the turn's end could not be recorded; attach again", retry_after_s=1.0)
@@ -633,8 +655,13 @@ class TurnRunner:
 
     def _say(self, turn: LiveTurn, template: str) -> None:
         if template:
-            said = bool(turn.recorder.text) or turn.output_tokens > 0
+            said = turn.record_span is not None
             self._release(turn, f"\n\n{template}" if said else template)
+
+    async def _may_release(self, turn: LiveTurn) -> None:
+        """Raise unless text of the turn may be recorded and delivered now."""
+        await self._control.fresh(_FRESH_TIMEOUT_S)
+        require_speech(turn.watch.standing)
 
     def _release(self, turn: LiveTurn, text: str) -> None:
         """Hand cleared text over to be recorded and delivered."""
@@ -691,15 +718,19 @@ class TurnRunner:
                 renewed = now
                 try:
                     await self._sessions.renew()
-                    await self._sessions.recover()
+                    for session_pk in await self._sessions.recover():
+                        self._attach_again(session_pk)
                     suspects = await self._close_lost(suspects)
                 except LeaseLost:
                     _log.error("fenced_off")
                     for turn in self.hubs.running():
                         turn.stop("OWNER_LOST")
-                    await self._sessions.register()
+                    renewed = await self._register_again()
                 except PersonaeError as error:
                     _log.warning("lease_upkeep_failed", reason=error.reason)
+                except Exception:
+                    # Without upkeep every lease would run out.
+                    _log.exception("lease_upkeep_failed")
             try:
                 await asyncio.wait_for(stop.wait(), period)
             except TimeoutError:
@@ -716,8 +747,27 @@ class TurnRunner:
         here = {(turn.session.session_pk, turn.admission.turn_no) for turn in self.hubs.running()}
         lost = await self._sessions.running() - here
         for session_pk, turn_no in lost & suspects:
-            await self._sessions.close_orphan(session_pk, turn_no)
+            await self._close_orphan(session_pk, turn_no)
         return lost
+
+    async def _register_again(self) -> float:
+        """Take up a new owner name; when the next renewal is due to be counted from."""
+        try:
+            await self._sessions.register()
+        except PersonaeError as error:
+            _log.warning("lease_upkeep_failed", reason=error.reason)
+            return 0.0
+        return time.monotonic()
+
+    async def _close_orphan(self, session_pk: int, turn_no: int) -> None:
+        if await self._sessions.close_orphan(session_pk, turn_no):
+            self._attach_again(session_pk)
+
+    def _attach_again(self, session_pk: int) -> None:
+        """End the views of a session: something was recorded that they were not shown."""
+        hub = self.hubs.find(session_pk)
+        if hub is not None and hub.turn is None:
+            hub.end(Unavailable("the session changed elsewhere; attach again", retry_after_s=0.1))
 
     async def drain(self, grace_s: float) -> None:
         """Admit no more, let what runs end, and interrupt what has not after `grace_s`."""

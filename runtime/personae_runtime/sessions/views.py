@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from personae_runtime.errors import PersonaeError, ResourceExhausted
@@ -35,10 +37,10 @@ class View:
         self._end: PersonaeError | None = None
         self._ended = False
 
-    def offer(self, event: Event) -> None:
-        """Add an event; drops the view if its buffer is full."""
+    def offer(self, event: Event) -> bool:
+        """Add an event; False if the buffer is full, which drops the view."""
         if self._ended:
-            return
+            return True
         if len(self._events) >= self._limit:
             self.end(
                 ResourceExhausted(
@@ -47,9 +49,10 @@ class View:
                     retry_after_s=0.1,
                 )
             )
-            return
+            return False
         self._events.append(event)
         self._ready.set()
+        return True
 
     def end(self, error: PersonaeError | None = None) -> None:
         """No more events will come. What is buffered is still sent, then `error` is raised if given."""
@@ -77,13 +80,15 @@ class View:
 class Hub:
     """The views of one session and the turn that runs in it."""
 
-    __slots__ = ("lock", "turn", "unwatched_since", "views")
+    __slots__ = ("lock", "turn", "unwatched_since", "users", "views")
 
     def __init__(self) -> None:
         self.views: set[View] = set()
         self.turn: LiveTurn | None = None
         # Admission and joining are one step each for a session.
         self.lock = asyncio.Lock()
+        # Who holds or waits for the lock: all of them must find this same hub.
+        self.users = 0
         self.unwatched_since: float | None = time.monotonic()
 
     def add(self, view: View) -> None:
@@ -99,8 +104,9 @@ class Hub:
 
     def publish(self, event: Event) -> None:
         """Show an event to every view."""
-        for view in self.views:
-            view.offer(event)
+        # A view that was dropped watches no more, even if its stream still drains.
+        for view in [view for view in self.views if not view.offer(event)]:
+            self.remove(view)
 
     def end(self, error: PersonaeError | None = None) -> None:
         """End every view."""
@@ -110,7 +116,7 @@ class Hub:
     @property
     def idle(self) -> bool:
         """Nothing runs and nobody watches."""
-        return self.turn is None and not self.views and not self.lock.locked()
+        return self.turn is None and not self.views and not self.users
 
 
 class Hubs:
@@ -122,6 +128,18 @@ class Hubs:
     def get(self, session_pk: int) -> Hub:
         """The session's hub."""
         return self._hubs.setdefault(session_pk, Hub())
+
+    @asynccontextmanager
+    async def locked(self, session_pk: int) -> AsyncIterator[Hub]:
+        """The session's hub, with its lock held."""
+        hub = self.get(session_pk)
+        hub.users += 1
+        try:
+            async with hub.lock:
+                yield hub
+        finally:
+            hub.users -= 1
+            self.release(session_pk)
 
     def release(self, session_pk: int) -> None:
         """Drop the hub if it is idle."""
