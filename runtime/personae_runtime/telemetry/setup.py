@@ -45,9 +45,9 @@ class Telemetry:
         rpc_duration: histogram; a whole RPC.
         time_to_first_event: histogram; from the request to a stream's first
             event. Overload shows here first.
-        own_work: histogram; from admission to the prompt reaching the engine.
-        time_to_first_token: histogram; from admission to the engine's first delta.
-        first_release: histogram; from admission to the first released text.
+        own_work: histogram; from the call to the prompt reaching the engine.
+        time_to_first_token: histogram; from the call to the engine's first delta.
+        first_release: histogram; from the call to the first released text.
         delta_lateness: histogram; how much later than the delta before it, and
             than the engine's pace, a delta left.
         event_loop_lag: histogram; how late the event loop woke a sleeper.
@@ -85,9 +85,9 @@ class Telemetry:
 
         self.rpc_duration = seconds(names.METRIC_RPC_DURATION, "Duration of an RPC.")
         self.time_to_first_event = seconds(names.METRIC_TIME_TO_FIRST_EVENT, "Request to first event.")
-        self.own_work = seconds(names.METRIC_OWN_WORK, "Admission to prompt at the engine.")
-        self.time_to_first_token = seconds(names.METRIC_TIME_TO_FIRST_TOKEN, "Admission to first engine delta.")
-        self.first_release = seconds(names.METRIC_FIRST_RELEASE, "Admission to first released text.")
+        self.own_work = seconds(names.METRIC_OWN_WORK, "Call to prompt at the engine.")
+        self.time_to_first_token = seconds(names.METRIC_TIME_TO_FIRST_TOKEN, "Call to first engine delta.")
+        self.first_release = seconds(names.METRIC_FIRST_RELEASE, "Call to first released text.")
         self.delta_lateness = seconds(names.METRIC_DELTA_LATENESS, "How late a delta left.")
         self.event_loop_lag = seconds(names.METRIC_EVENT_LOOP_LAG, "How late the event loop woke a sleeper.")
         self.turns = meter.create_counter(names.METRIC_TURNS, "{turn}", "Turns that ended.")

@@ -96,7 +96,8 @@ class Chat:
         from rich.panel import Panel
         from rich.text import Text
 
-        self._console.print(Panel(Text(printable(self._session.disclosure)), title=self._name, title_align="left"))
+        panel = Panel(Text(printable(self._session.disclosure)), title=Text(self._name), title_align="left")
+        self._console.print(panel, soft_wrap=False)
         if self._resumed:
             await self._show_past()
         elif sys.stdin.isatty():

@@ -35,12 +35,15 @@ def explain(error: BaseException) -> str | None:
     for module in ("personae_runtime.errors", "personae_client.errors"):
         base = getattr(sys.modules.get(module), "PersonaeError", None)
         if base is not None and isinstance(error, base):
-            hint = _HINTS.get(type(error).__name__, "") if module == "personae_client.errors" else ""
-            return f"{error}{hint}"
+            return f"{error}{_hint(error)}"
     return None
 
 
-_HINTS = {
-    "UnavailableError": "\nIs a host running there? `personae up` starts one on this machine.",
-    "UnauthenticatedError": "\nGive a key by --api-key or PERSONAE_API_KEY.",
-}
+def _hint(error: Any) -> str:
+    match type(error).__name__:
+        case "UnavailableError" if not error.reason:  # with a reason a server speaks, so there is one
+            return "\nIs a host running there? `personae up` starts one on this machine."
+        case "UnauthenticatedError":
+            return "\nGive a key by --api-key or PERSONAE_API_KEY."
+        case _:
+            return ""

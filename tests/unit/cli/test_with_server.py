@@ -223,11 +223,12 @@ async def test_a_chat_shows_disclosure_reply_citations_and_why(
     turn = RecordedTurn([])
     turn.events[3].text_delta.text = "Your \x1b[2Jred "
     memories = MemoryBook()
-    session = session_service_pb2.Session(name=SESSION, user=USER, disclosure="An AI answers.")
+    session = session_service_pb2.Session(name=SESSION, user=USER, disclosure="An AI answers. " + "word " * 40 + "end.")
     async with serving(sessions=turn, memories=memories) as client:
         await Chat(client, session, "Nadia", resumed=False).run()
     shown = capsys.readouterr().out
     assert "An AI answers." in shown
+    assert "end." in shown
     assert "Nadia: Your [2Jred bike is" in " ".join(shown.split())
     assert "\x1b[2J" not in shown
     assert "remembers  a red bike" in shown
