@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from personae_runtime.config import default_models_dir
+from personae_runtime.engines.models import path as model_path
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
 from personae_runtime.memory.history import read_history
@@ -37,6 +38,7 @@ from personae_runtime.memory.recall import Recall
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.memory_store import DictMemoryStore
 
+EMBEDDING_MODEL = "all-minilm-l6-v2-int8"
 DEPTHS = (5, 10, 20)
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 
@@ -45,14 +47,6 @@ def eval_data() -> Path:
     """Where the evaluation data lies; see PERSONAE_EVAL_DATA."""
     default = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
     return Path(os.environ.get("PERSONAE_EVAL_DATA", default))
-
-
-def find_models(folder: Path) -> tuple[Path, Path]:
-    """The embedding model and its tokenizer anywhere below a folder."""
-    model, tokenizer = next(folder.rglob("*.onnx"), None), next(folder.rglob("tokenizer.json"), None)
-    if model is None or tokenizer is None:
-        raise SystemExit(f"no *.onnx and tokenizer.json below {folder}; pass --models or --lexical")
-    return model, tokenizer
 
 
 def load(path: Path, sample_id: str, scope: str) -> list[MemoryRecord]:
@@ -88,12 +82,14 @@ def questions(sample: dict[str, Any]) -> list[tuple[int, str, frozenset[str]]]:
     return found
 
 
-async def measure(path: Path, models: Path | None) -> dict[str, Any]:
-    """Run the benchmark; see the module."""
-    samples = await asyncio.to_thread(lambda: json.loads(path.read_bytes()))
+async def measure(path: Path, models: Path | None, conversations: int | None = None) -> dict[str, Any]:
+    """Run the benchmark; see the module. `conversations` takes only the first so many."""
+    samples = (await asyncio.to_thread(lambda: json.loads(path.read_bytes())))[:conversations]
     embedder = None
     if models is not None:
-        embedder = OnnxEmbedder(*find_models(models))
+        embedder = OnnxEmbedder(
+            *(model_path(EMBEDDING_MODEL, file, models) for file in ("model.onnx", "tokenizer.json"))
+        )
         await embedder.start()
     store = DictMemoryStore()
     lengths: list[int] = []
@@ -143,7 +139,7 @@ async def measure(path: Path, models: Path | None) -> dict[str, Any]:
         }
 
     rows = [row for by_category in shares.values() for found in by_category.values() for row in found]
-    conversations = {
+    by_conversation = {
         scope: percent([row for found in by_category.values() for row in found])
         for scope, by_category in shares.items()
     }
@@ -157,9 +153,9 @@ async def measure(path: Path, models: Path | None) -> dict[str, Any]:
             f"{category} {name}": percent([row for by in shares.values() for row in by[category]])
             for category, name in CATEGORIES.items()
         },
-        "recall_by_conversation": conversations,
+        "recall_by_conversation": by_conversation,
         "spread_over_conversations": {
-            str(depth): round(statistics.stdev(found[str(depth)] for found in conversations.values()), 1)
+            str(depth): round(statistics.pstdev(found[str(depth)] for found in by_conversation.values()), 1)
             for depth in DEPTHS
         },
         "mean_terms": round(statistics.fmean(lengths), 1),
@@ -175,7 +171,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Evidence recall on LoCoMo.")
     parser.add_argument("--data", type=Path, default=eval_data() / "locomo_dev.json")
-    parser.add_argument("--models", type=Path, default=default_models_dir(), help="folder with the embedding model")
+    parser.add_argument("--models", type=Path, default=default_models_dir(), help="models folder")
     parser.add_argument("--lexical", action="store_true", help="without the dense arm")
     parser.add_argument("--json", action="store_true", help="only the last line")
     options = parser.parse_args()

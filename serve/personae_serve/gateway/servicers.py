@@ -315,7 +315,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> None:
         begun = time.monotonic()
         session = await self._session(_own("session", request.session, "session"))
-        await self._stream(context, begun, session, self._service.converse(session, request.turn_id, request.text))
+        await self._stream(context, begun, session, self._service.converse(session, request.turn_id, request.text, received=begun))
 
     async def Attach(  # type: ignore[override]
         self, request: session_service_pb2.AttachRequest, context: Context

@@ -1,0 +1,390 @@
+"""What a turn costs beside the bare engine, and a stream beside bare gRPC.
+
+    python -m tests.bench.turn [--json] [--pairs 5] [--only llamacpp|synthetic]
+
+1. llama.cpp, on the embedded host in this process: conversations through gRPC
+   (load from another process) with every gate, memory and the ledger on,
+   against `engine.generate` of the very same requests in the same process.
+   Prompts are rendered once beforehand, checked to be the same in every run, and
+   read by the engine once, so that both sides find the same prefix cache.
+   Greedy, so both sides write the same tokens; the engine's own count is used.
+2. synthetic engine: one gateway process against a `grpc.aio` server that writes
+   the same recorded events by `context.write`. The engine's tokens over the time
+   from the first text of any stream to the last.
+
+Ratios are medians of interleaved pairs with the interval (least, greatest).
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from personae.v1 import memory_service_pb2
+
+from personae_client import PersonaeClient
+from personae_runtime.config import load_settings
+from personae_runtime.engines.engine import EngineDelta, EngineFinish, GenerateRequest
+from personae_runtime.telemetry.logs import setup_logging
+from personae_serve.embedded import EmbeddedHost
+from tests.bench.servers import definition
+
+CONCURRENCY = (1, 4, 16)
+REPLY_TOKENS = 128
+OWN_WORK_TURNS = 100
+# At most 32 tokens each, as the budget says.
+QUESTIONS = (
+    "My rear brake squeals when it rains. What should I check first?",
+    "Which tyres did I put on for the winter, and were they any good?",
+    "How do I true a wheel at home without a stand?",
+    "The shifter feels loose since my last ride. Is that serious?",
+)
+FACTS = (
+    "I ride a green steel tourer from 1986 that belonged to my aunt.",
+    "Last winter I put 32 mm studded tyres on and they were worth every cent.",
+    "My rear brake is a cantilever and it squeals in the rain.",
+    "I commute eleven kilometres along the river, mostly on gravel.",
+    "The left shifter was replaced in March after the crash at the market.",
+    "My knee hurts if the saddle is lower than seventy-four centimetres.",
+    "I promised my brother to ride to the coast with him in September.",
+    "I keep my tools in the blue box under the stairs.",
+)
+
+
+class Recording:
+    """An engine that notes every request; while `mute`, it answers at once instead of generating."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.requests: list[GenerateRequest] = []
+        self.mute = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+        self.requests.append(request)
+        if self.mute:
+            yield EngineDelta("Noted.", 1, EngineFinish.STOP, 1, 0)
+            return
+        async for delta in self._engine.generate(request):
+            yield delta
+
+
+class Process:
+    """A child that talks JSON lines."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+
+    @classmethod
+    async def start(cls, module: str) -> Process:
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=1 << 30,
+                env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
+            )
+        )
+
+    async def read(self) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        line = await self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the child ended with {await self._child.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    async def ask(self, command: dict[str, Any], *, answer: bool = True) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps(command).encode() + b"\n")
+        await self._child.stdin.drain()
+        return await self.read() if answer else {}
+
+    async def stop(self) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        await self._child.wait()
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+        "pairs": len(values),
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+# -- 1. llama.cpp ------------------------------------------------------------
+
+
+async def forget_turns(client: PersonaeClient, users: Sequence[str]) -> None:
+    """Forget what turns left, so that the next run recalls the same."""
+    for user in users:
+        async for memory in client.memories.list(user):
+            if memory.source == memory_service_pb2.MEMORY_SOURCE_TURN:
+                await client.memories.forget(memory.name)
+    await indexed(client, users)
+
+
+async def indexed(client: PersonaeClient, users: Sequence[str]) -> None:
+    for user in users:
+        while await client.memories.pending_index_count(user):
+            await asyncio.sleep(0.05)
+
+
+async def publish(client: PersonaeClient, persona_id: str, max_output_tokens: int) -> str:
+    await client.personas.create("tenants/demo", persona_id, display_name="Nadia", type=1)
+    persona = f"tenants/demo/personas/{persona_id}"
+    await client.personas.publish_revision(persona, definition(max_output_tokens))
+    return persona
+
+
+async def llamacpp(folder: Path, pairs: int, say: Any) -> dict[str, Any]:
+    settings = load_settings(
+        profile="development",
+        data_dir=folder,
+        gateway={"port": 0},
+        sessions={"turns_per_minute": 100_000},
+        telemetry={"log_level": "WARNING"},
+    )
+    setup_logging(settings.telemetry)
+    from personae_runtime.engines.factory import build_engine
+
+    engine = Recording(build_engine(settings))
+    host = EmbeddedHost(settings, engine=engine)
+    port = await host.start()
+    load = await Process.start("tests.bench.load")
+    await load.read()
+    results: dict[str, Any] = {"gates": ["matchers", "rules", *settings.policy.scorers], "engine": engine.model}
+    serial = 0
+    try:
+        async with PersonaeClient(f"127.0.0.1:{port}", api_key=host.development_key) as client:
+            persona = await publish(client, "nadia", REPLY_TOKENS)
+            users = [f"{persona}/users/u{index}" for index in range(max(CONCURRENCY))]
+            for user in users:
+                for ordinal, fact in enumerate(FACTS):
+                    await client.memories.create(
+                        user,
+                        memory_service_pb2.Memory(text=fact, speaker="Kim", thread="before", ordinal=ordinal),
+                    )
+            await indexed(client, users)
+
+            async def through(count: int, **more: Any) -> dict[str, Any]:
+                nonlocal serial
+                turns = []
+                for index, user in enumerate(users[:count]):
+                    session = await client.sessions.create(persona, user=user)
+                    serial += 1
+                    turns.append([session.name, f"t{serial}", QUESTIONS[index % len(QUESTIONS)]])
+                engine.requests.clear()
+                return await load.ask(
+                    {"target": f"127.0.0.1:{port}", "key": host.development_key, "turns": turns, **more}
+                )
+
+            async def bare(requests: Sequence[GenerateRequest]) -> tuple[float, int, int]:
+                async def one(request: GenerateRequest) -> tuple[int, int]:
+                    tokens = cached = 0
+                    async for delta in engine._engine.generate(request):
+                        tokens += delta.tokens
+                        cached = delta.cached_input_tokens or cached
+                    return tokens, cached
+
+                begun = time.perf_counter()
+                counts = await asyncio.gather(*(one(request) for request in requests))
+                wall = time.perf_counter() - begun
+                return wall, sum(tokens for tokens, _ in counts), sum(cached for _, cached in counts)
+
+            ratios: dict[str, Any] = {}
+            for count in CONCURRENCY:
+                # Render the prompts without the engine, and let it read each once.
+                engine.mute = True
+                await through(count)
+                engine.mute = False
+                prompts = {request.messages[-1].content: list(request.messages) for request in engine.requests}
+                requests = [*engine.requests]
+                await forget_turns(client, users[:count])
+                await bare(requests)
+                values, same = [], True
+                for pair in range(pairs):
+
+                    async def ours() -> float:
+                        nonlocal same
+                        answer = await through(count)
+                        same = same and all(
+                            prompts.get(request.messages[-1].content) == list(request.messages)
+                            for request in engine.requests
+                        )
+                        tokens = sum(turn["output_tokens"] for turn in answer["turns"])
+                        cached = sum(turn["cached_input_tokens"] for turn in answer["turns"])
+                        await forget_turns(client, users[:count])
+                        say(f"  gateway x{count}: {tokens} tokens in {answer['wall_s']:.2f} s, {cached} cached")
+                        return tokens / answer["wall_s"]
+
+                    async def theirs() -> float:
+                        wall, tokens, cached = await bare(requests)
+                        say(f"  engine  x{count}: {tokens} tokens in {wall:.2f} s, {cached} cached")
+                        return tokens / wall
+
+                    if pair % 2:
+                        engine_rate, our_rate = await theirs(), await ours()
+                    else:
+                        our_rate, engine_rate = await ours(), await theirs()
+                    values.append(our_rate / engine_rate)
+                ratios[str(count)] = interval(values) | {"prompts_identical": same}
+                say(f"throughput_ratio x{count}: {ratios[str(count)]}")
+            results["throughput_ratio"] = {key: value["median"] for key, value in ratios.items()}
+            results["throughput_ratio_detail"] = ratios
+
+            # Own work: one conversation at a time, warm prefix, short replies.
+            brief = await publish(client, "brief", 4)
+            user = f"{brief}/users/u0"
+            for ordinal, fact in enumerate(FACTS):
+                await client.memories.create(
+                    user, memory_service_pb2.Memory(text=fact, speaker="Kim", thread="before", ordinal=ordinal)
+                )
+            await indexed(client, [user])
+            own, first = [], []
+            for index in range(OWN_WORK_TURNS + 5):
+                if index % 10 == 0:
+                    session = await client.sessions.create(brief, user=user)
+                answer = await load.ask(
+                    {
+                        "target": f"127.0.0.1:{port}",
+                        "key": host.development_key,
+                        "turns": [[session.name, f"t{index}", QUESTIONS[index % len(QUESTIONS)]]],
+                    }
+                )
+                turn = answer["turns"][0]
+                if index >= 5 and turn["first_text_s"] is not None:
+                    own.append(turn["own_ms"])
+                    first.append(turn["first_text_s"] * 1000)
+            results["own_ms_p50"] = round(percentile(own, 0.5), 2)
+            results["own_ms_p95"] = round(percentile(own, 0.95), 2)
+            results["own_ms_turns"] = len(own)
+            results["first_release_ms_p50"] = round(percentile(first, 0.5), 1)
+            say(f"own work p50 {results['own_ms_p50']} ms, p95 {results['own_ms_p95']} ms")
+    finally:
+        await load.stop()
+        await host.stop()
+    return results
+
+
+# -- 2. synthetic ------------------------------------------------------------
+
+
+def rate(answer: dict[str, Any]) -> float:
+    """Tokens per second from the first text of any stream to the last."""
+    turns = answer["turns"]
+    begun = min(turn["first_text_s"] for turn in turns)
+    ended = max(turn["last_text_s"] for turn in turns)
+    return float(sum(turn["output_tokens"] for turn in turns)) / (ended - begun)
+
+
+async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse.Namespace, say: Any) -> dict[str, Any]:
+    gateway = await Process.start("tests.bench.servers")
+    ready = await gateway.ask(
+        {
+            "kind": "gateway",
+            "data_dir": str(folder),
+            "streams": args.streams,
+            "tokens": args.tokens,
+            "ttft_ms": 0,
+            "itl_ms": args.itl_ms,
+            "scorers": scorers,
+        }
+    )
+    load = await Process.start("tests.bench.load")
+    await load.read()
+    serial = 0
+
+    async def ask(port: int, key: str, **more: Any) -> dict[str, Any]:
+        nonlocal serial
+        serial += 1
+        turns = [
+            [session, f"r{serial}-{index}", "Tell me about the harbour."] for index, session in enumerate(ready["sessions"])
+        ]
+        answer = await load.ask(
+            {"target": f"127.0.0.1:{port}", "key": key, "turns": turns, **more}
+        )
+        for turn in answer["turns"]:
+            if turn["end"] != "turn_completed":
+                raise RuntimeError(f"a turn ended with {turn['reason']}")
+        return answer
+
+    values, units = [], []
+    try:
+        recorded = await ask(ready["port"], ready["key"], frames=True)
+        for pair in range(pairs):
+            # The bare server sends what the gateway has just sent: the same units, coalesced alike.
+            recorded = await ask(ready["port"], ready["key"], frames=True)
+            ours = rate(recorded)
+            bare = await Process.start("tests.bench.servers")
+            listening = await bare.ask({"kind": "bare", "recordings": [turn["frames"] for turn in recorded["turns"]]})
+            await ask(listening["port"], "none")
+            theirs = rate(await ask(listening["port"], "none"))
+            await bare.stop()
+            count = sum(turn["units"] for turn in recorded["turns"])
+            tokens = sum(turn["output_tokens"] for turn in recorded["turns"])
+            units.append(tokens / count)
+            values.append(ours / theirs)
+            say(
+                f"  pair {pair}: gateway {ours:.0f} tokens/s, bare {theirs:.0f} tokens/s,"
+                f" {tokens / count:.1f} tokens a unit, ratio {ours / theirs:.3f}"
+            )
+    finally:
+        await load.stop()
+        await gateway.stop()
+    return interval(values) | {"tokens_per_unit": round(statistics.median(units), 1)}
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="only the last line")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--only", choices=("llamacpp", "synthetic"))
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--itl-ms", type=float, default=1.0)
+    args = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if args.json else sys.stdout, flush=True)
+
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="personae-bench-") as folder:
+        root = Path(folder)
+        if args.only != "synthetic":
+            results |= await llamacpp(root / "llamacpp", args.pairs, say)
+        if args.only != "llamacpp":
+            for key, scorers in (("stream_ratio", []), ("stream_ratio_all_gates", ["ngram"])):
+                detail = await synthetic(root / key, args.pairs, scorers, args, say)
+                results[key] = detail["median"]
+                results[f"{key}_detail"] = detail | {"gates": ["matchers", "rules", *scorers]}
+                say(f"{key}: {detail}")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    uvloop.run(main())
