@@ -30,7 +30,7 @@ TYPES = {
     for one in (
         PersonaType("assistant", 0, "an AI assistant"),
         PersonaType("companion", 0, "an AI companion: kind company, and not a person"),
-        PersonaType("clone", 0, "an AI that writes in the style of {name} and is not {name}"),
+        PersonaType("clone", 0, "an AI that writes in the style of the real {name}"),
         PersonaType("brand_advocate", 1, "an AI that speaks for a brand and says so"),
         PersonaType("curator", 2, "an AI that picks and sorts what others wrote"),
     )
