@@ -193,10 +193,11 @@ class Chat:
         async for event in events:
             kind = event.WhichOneof("event")
             if kind == "text_delta":
-                if not speaking:
+                text = printable(event.text_delta.text)
+                if not speaking and (text := text.lstrip()):
                     self._write(wrapper.feed(f"{self._name}: "))
                     speaking = True
-                self._write(wrapper.feed(printable(event.text_delta.text)))
+                self._write(wrapper.feed(text))
                 continue
             for line in describe(event):
                 if speaking:
