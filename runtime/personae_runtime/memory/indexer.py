@@ -58,7 +58,7 @@ class Indexer:
         embedder: Embedder | None,
         name: str = DEFAULT_NAME,
         *,
-        batch: int = 64,
+        batch: int = 32,
         poll_s: float = 1.0,
     ) -> None:
         self._index = index

@@ -11,23 +11,18 @@ import numpy as np
 import pytest
 
 from personae_runtime.config import default_models_dir
+from personae_runtime.engines.models import path as model_path
 from personae_runtime.errors import ConfigError, FailedPrecondition, MissingModel
 from personae_runtime.memory.embedder import Embedder, OnnxEmbedder
 from personae_runtime.memory.index import DENSE_DIM
 
-MODELS = Path(os.environ.get("PERSONAE_MODELS_DIR", default_models_dir()))
-
-
-def model_files() -> tuple[Path, Path]:
-    model, tokenizer = next(MODELS.rglob("*.onnx"), None), next(MODELS.rglob("tokenizer.json"), None)
-    if model is None or tokenizer is None:
-        pytest.skip(f"no embedding model below {MODELS}: run `personae models pull --all`")
-    return model, tokenizer
+MODEL = "all-minilm-l6-v2-int8"
 
 
 @pytest.fixture
 async def embedder() -> AsyncIterator[OnnxEmbedder]:
-    made = OnnxEmbedder(*model_files())
+    models_dir = Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir())
+    made = OnnxEmbedder(*(model_path(MODEL, file, models_dir) for file in ("model.onnx", "tokenizer.json")))
     await made.start()
     yield made
     await made.close()

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from personae_runtime.memory.history import BadHistory, HistoryItem, parse_jsonl, parse_locomo, read_history
-from tests.bench.recall import eval_data
 
 GOOD = {"thread": "t", "time": "2024-05-08T13:56:00+02:00", "speaker": "Ann", "text": "Hello!", "id": "x1"}
 
@@ -218,11 +217,8 @@ def test_the_format_goes_by_the_file_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.eval
-def test_reads_the_locomo_development_file() -> None:
-    path = eval_data() / "locomo_dev.json"
-    if not path.is_file():
-        pytest.skip(f"no {path}: set PERSONAE_EVAL_DATA to the folder with locomo_dev.json")
-    history = read_history(path, select="conv-26")
+def test_reads_the_locomo_development_file(eval_data: Path) -> None:
+    history = read_history(eval_data / "locomo_dev.json", select="conv-26")
     assert len(history.items) == 419
     assert history.speakers == ("Caroline", "Melanie")
     assert history.items[2].external_id == "D1:3"
