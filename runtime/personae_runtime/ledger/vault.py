@@ -15,7 +15,9 @@ import hmac
 import os
 import secrets
 import stat
+import tempfile
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -97,25 +99,37 @@ def load_master_key(configured: str | None, data_dir: Path, *, development: bool
     if not development:
         raise ConfigError(f"ledger.master_key is required outside a development profile, for example {example}")
     path = data_dir / "master.key"
+    if not path.exists():
+        _write_once(path, base64.b64encode(secrets.token_bytes(32)))
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"{path} is readable by others (mode {mode:o}); run: chmod 600 {path}")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise ConfigError(f"{path} is readable by others (mode {mode:o}); run: chmod 600 {path}") from None
-        try:
-            key = base64.b64decode(path.read_bytes(), validate=True)
-        except binascii.Error:
-            key = b""
-        if len(key) != 32:
-            raise ConfigError(f"{path} does not hold base64 of 32 bytes; restore it from a backup") from None
-        return key
-    key = secrets.token_bytes(32)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(base64.b64encode(key))
-        file.flush()
-        os.fsync(file.fileno())
+        key = base64.b64decode(path.read_bytes(), validate=True)
+    except binascii.Error:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"{path} does not hold base64 of 32 bytes; restore it from a backup")
     return key
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Make an owner-readable file that is there whole or not at all, also after a power cut; keep one that is there."""
+    descriptor, written = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(written, path)
+    finally:
+        os.unlink(written)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 class Vault:
