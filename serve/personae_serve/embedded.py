@@ -6,21 +6,22 @@ import asyncio
 import fcntl
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import structlog
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.trace import SpanProcessor
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from personae_runtime.config import Settings
 from personae_runtime.engines.engine import Engine
 from personae_runtime.engines.factory import build_engine
 from personae_runtime.engines.models import path as model_path
-from personae_runtime.errors import ConfigError, PersonaeError
+from personae_runtime.errors import ConfigError, LedgerUnavailable, PersonaeError
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.embedded import EmbeddedPostgres
@@ -51,6 +52,9 @@ from personae_serve.gateway.servicers import (
 
 _log = structlog.get_logger(__name__)
 _HEALTH_PERIOD_S = 1.0
+OUTAGE_S = 30.0
+"""Seconds that a start waits for a ledger that was there and went away."""
+T = TypeVar("T")
 EMBEDDING_MODEL = "all-minilm-l6-v2-int8"
 
 
@@ -100,6 +104,23 @@ def host_id(data_dir: Path) -> str:
     return path.read_text().strip()
 
 
+async def through_outage(call: Callable[[], Awaitable[T]]) -> T:
+    """The result of an idempotent call, tried again while the ledger is out of reach.
+
+    Raises:
+        LedgerUnavailable: it was for OUTAGE_S.
+    """
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(LedgerUnavailable),
+        stop=stop_after_delay(OUTAGE_S),
+        wait=wait_exponential_jitter(multiplier=0.1, max=1.0, jitter=0.1),
+        reraise=True,
+    ):
+        with attempt:
+            return await call()
+    raise AssertionError("unreachable")
+
+
 async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     """Start or reach PostgreSQL, migrate, and check the master key; closed by `stack`."""
     development = settings.profile == "development"
@@ -116,10 +137,11 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
         dsn = settings.ledger.dsn.get_secret_value()
     database = Database(dsn, pool_size=settings.ledger.pool_size, command_timeout_s=settings.ledger.commit_timeout_s)
     stack.push_async_callback(database.close)
-    await database.open()
-    await database.migrate()
+    # A server of ours that dies now is started again; one that is somebody else's should be there.
+    await (database.open() if postgres is None else through_outage(database.open))
+    await through_outage(database.migrate)
     vault = Vault(master, database)
-    await vault.verify()
+    await through_outage(vault.verify)
     return Stores(database, vault, MemoryLedger(database, vault), postgres)
 
 
@@ -241,9 +263,12 @@ class EmbeddedHost:
             stores.memories,
             host=host_id(settings.data_dir),
             lease_s=settings.ledger.lease_s,
+            may_store=lambda text, context: (
+                settings.memory.enabled and not policy.check_memory(text, context).action.stops
+            ),
         )
-        await sessions.register()
-        recovered = await sessions.recover()
+        await through_outage(sessions.register)
+        recovered = await through_outage(sessions.recover)
         if recovered:
             _log.warning("turns_recovered", count=len(recovered))
         personas = PersonaLedger(stores.database, stores.vault)
@@ -260,7 +285,7 @@ class EmbeddedHost:
         writer.start()
         stack.push_async_callback(writer.close)
         control = ControlWatcher(stores.database)
-        await control.start()
+        await through_outage(control.start)
         stack.push_async_callback(control.close)
         self.indexer = None if memory is None else memory.indexer
         self.runner = runner = TurnRunner(

@@ -130,8 +130,23 @@ class Database:
         return await self._read(lambda c: c.execute(query, *args))
 
     async def migrate(self) -> None:
-        """Bring the schema to the newest version. Concurrent callers wait for each other."""
+        """Bring the schema to the newest version. Concurrent callers wait for each other.
+
+        Raises:
+            LedgerUnavailable: the server went away; nothing was changed, or all of it.
+        """
         # Alembic and SQLAlchemy take half a second to import: only a host pays.
+        from sqlalchemy.exc import DBAPIError
+
         from personae_runtime.ledger.migrations import upgrade
 
-        await upgrade(self.dsn)
+        try:
+            await upgrade(self.dsn)
+        except UNREACHABLE as error:
+            raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(error).__name__}") from error
+        except DBAPIError as error:
+            # SQLAlchemy wraps the driver's error twice.
+            cause = None if error.orig is None else error.orig.__cause__
+            if error.connection_invalidated or isinstance(cause, UNREACHABLE):
+                raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(cause).__name__}") from error
+            raise

@@ -15,9 +15,7 @@ from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryRecord, MemorySource
 
 _LIVE = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
-_COLUMNS = (
-    "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at"
-)
+_COLUMNS = "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at"
 
 
 class MemoryLedger:
@@ -91,9 +89,7 @@ class MemoryLedger:
             )
             return True
 
-    async def list(
-        self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int
-    ) -> list[MemoryRecord]:
+    async def list(self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int) -> list[MemoryRecord]:
         """Live memories of a scope, newest first, after the place `before` in that order."""
         at, memory_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
         rows = await self._database.fetch(

@@ -62,9 +62,7 @@ class Mutation:
     body_mac: bytes
 
 
-async def once(
-    connection: Connection, tenant: str, mutation: Mutation, act: Callable[[], Awaitable[str]]
-) -> str:
+async def once(connection: Connection, tenant: str, mutation: Mutation, act: Callable[[], Awaitable[str]]) -> str:
     """Run `act` unless this mutation ran before; the resource id it returned, then or now.
 
     Must run inside the transaction of the mutation itself.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -26,7 +26,7 @@ from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
-from personae_runtime.policy.decision import Decision
+from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
 from personae_runtime.sessions.events import Body, Event, TextDelta, TurnInterrupted, decode, encode
 
 RESERVED_EVENTS = 100_000
@@ -109,14 +109,24 @@ class SessionLedger:
         host: what outlives a restart; a new owner of the same host knows that
             the old ones are dead.
         lease_s: seconds a running turn stays this owner's without a renewal.
+        may_store: whether a person's words may be remembered, as far as they go;
+            asked when a turn is closed that nobody runs any more.
     """
 
     def __init__(
-        self, database: Database, vault: Vault, memories: MemoryLedger, *, host: str, lease_s: float
+        self,
+        database: Database,
+        vault: Vault,
+        memories: MemoryLedger,
+        *,
+        host: str,
+        lease_s: float,
+        may_store: Callable[[str, PolicyContext], bool],
     ) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
+        self._may_store = may_store
         self.owner = ""
         self._host = host
         self._lease = timedelta(seconds=lease_s)
@@ -193,7 +203,8 @@ class SessionLedger:
         """
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
-                "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, EXISTS ("
+                "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, s.age_band,"
+                " s.region_code, EXISTS ("
                 "  SELECT 1 FROM decisions d WHERE d.session_pk = t.session_pk AND d.turn_no = t.turn_no"
                 "  AND d.stage = 'input' AND d.action IN ('block', 'escalate')) AS refused"
                 " FROM turns t JOIN sessions s USING (session_pk)"
@@ -207,19 +218,20 @@ class SessionLedger:
                 cipher = await self._vault.cipher_by_key(row["scope"], connection)
             except ScopeErased:
                 return False
-            reply = "".join(
-                event.body.text
-                for event in await self._decode(
-                    await connection.fetch(
-                        "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 ORDER BY event_id",
-                        session_pk,
-                        turn_no,
-                    ),
-                    cipher,
-                    {},
-                )
-                if isinstance(event.body, TextDelta)
+            # Waits for what its owner is committing; what still arrives finds the turn ended.
+            await connection.fetchrow("SELECT 1 FROM owners WHERE owner = $1 FOR UPDATE", row["owner"])
+            events = await self._decode(
+                await connection.fetch(
+                    "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 ORDER BY event_id",
+                    session_pk,
+                    turn_no,
+                ),
+                cipher,
+                {},
             )
+            reply = "".join(event.body.text for event in events if isinstance(event.body, TextDelta))
+            # Without an event beyond the first it is not known that the input gate let the words pass.
+            passed = len(events) > 1 and not row["refused"]
             event_id = row["reserved_to"] + 1
             body = TurnInterrupted(delivered_chars=len(reply), reason=reason)
             at = await connection.fetchval("SELECT now()")
@@ -233,15 +245,14 @@ class SessionLedger:
                 cipher.seal(encode(body), _event_place(session_pk, event_id)),
                 at,
             )
-            refused = row["refused"]
             await self._end_turn(
-                connection, session_pk, turn_no, cipher, "INTERRUPTED", "", reply, not refused, event_id, at
+                connection, session_pk, turn_no, cipher, "INTERRUPTED", "", reply, passed, event_id, at
             )
-            found = standing(
-                await connection.fetchrow(STANDING, row["tenant"], row["persona"], row["revision"], row["user_id"])
-            )
-            if found.may_remember and not refused:
-                text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
+            facts = await connection.fetchrow(STANDING, row["tenant"], row["persona"], row["revision"], row["user_id"])
+            if facts is None or not passed or not standing(facts).may_remember:
+                return True
+            text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
+            if self._may_store(text, PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])):
                 await self._memories.insert(
                     connection,
                     turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"]),
@@ -287,9 +298,7 @@ class SessionLedger:
                         violations=(("persona", "publish a revision first"),),
                     )
                 require_speech(
-                    standing(
-                        await connection.fetchrow(STANDING, parent.tenant, parent.persona, revision or 0, user)
-                    )
+                    standing(await connection.fetchrow(STANDING, parent.tenant, parent.persona, revision or 0, user))
                 )
                 try:
                     await connection.execute(
@@ -378,9 +387,7 @@ class SessionLedger:
             )
             if row is None:
                 raise LeaseLost("this process was fenced off; try again", retry_after_s=1.0)
-            facts = await connection.fetchrow(
-                STANDING, session.tenant, session.persona, session.revision, session.user
-            )
+            facts = await connection.fetchrow(STANDING, session.tenant, session.persona, session.revision, session.user)
             found = standing(facts)
             epoch = 0 if facts is None else facts["epoch"]
             turn = await connection.fetchrow(
@@ -506,10 +513,11 @@ class SessionLedger:
             LeaseLost: another owner closed it.
         """
         async with self._database.transaction() as connection:
+            # Session, turn, owner: whoever locks several of them does so in this order.
             held = await connection.fetchrow(
-                "SELECT t.state, t.last_event_id FROM turns t JOIN owners o USING (owner)"
-                " WHERE t.session_pk = $1 AND t.turn_no = $2"
-                " AND t.owner = $3 AND o.fenced_at IS NULL FOR UPDATE OF t FOR KEY SHARE OF o",
+                "SELECT t.state, t.last_event_id FROM sessions s JOIN turns t USING (session_pk)"
+                " JOIN owners o USING (owner) WHERE s.session_pk = $1 AND t.turn_no = $2"
+                " AND t.owner = $3 AND o.fenced_at IS NULL FOR UPDATE OF s, t FOR KEY SHARE OF o",
                 session.session_pk,
                 turn_no,
                 self.owner,
@@ -632,9 +640,7 @@ class SessionLedger:
 
     # -- events --------------------------------------------------------------
 
-    async def events(
-        self, session: SessionRow, *, after: int, limit: int, turn_no: int | None = None
-    ) -> list[Event]:
+    async def events(self, session: SessionRow, *, after: int, limit: int, turn_no: int | None = None) -> list[Event]:
         """Recorded events with an id above `after`, in order.
 
         Raises:

@@ -78,7 +78,7 @@ class EventWriter:
         """Queue rows of one owner's turn; the future ends when they are durable.
 
         The future raises:
-            LeaseLost: the owner is fenced off.
+            LeaseLost: the owner is fenced off, or the turn was closed.
             LedgerUnavailable: not committed in time, or the outcome is unknown.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -100,17 +100,20 @@ class EventWriter:
                     size += len(item.rows)
                 del self._pending[: len(batch)]
                 self._in_flight = batch
-                error = await self._commit([row for item in batch for row in item.rows], owner)
+                result = await self._commit([row for item in batch for row in item.rows], owner)
                 for item in batch:
                     if item.done.done():
                         continue
-                    if error is None:
-                        item.done.set_result(None)
+                    if isinstance(result, Exception):
+                        item.done.set_exception(result)
+                    elif any(row.session_pk in result for row in item.rows):
+                        item.done.set_exception(LeaseLost("the turn was closed by somebody else"))
                     else:
-                        item.done.set_exception(error)
+                        item.done.set_result(None)
                 self._in_flight = []
 
-    async def _commit(self, rows: list[EventRow], owner: str) -> Exception | None:
+    async def _commit(self, rows: list[EventRow], owner: str) -> frozenset[int] | Exception:
+        """The sessions whose rows were left out because their turn had ended, or why nothing was written."""
         begun = time.monotonic()
         columns = (
             [row.session_pk for row in rows],
@@ -123,12 +126,14 @@ class EventWriter:
         while True:
             try:
                 async with self._database.connection() as connection:
-                    held = await connection.fetchval(
+                    ended = await connection.fetchval(
                         "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", owner, *columns
                     )
                 if self._observe is not None:
                     self._observe(len(rows), time.monotonic() - begun)
-                return None if held else LeaseLost("this process was fenced off; its turns belong to another")
+                if ended is None:
+                    return LeaseLost("this process was fenced off; its turns belong to another")
+                return frozenset(ended)
             except LedgerUnavailable as error:
                 if time.monotonic() - begun >= self._timeout_s:
                     return error

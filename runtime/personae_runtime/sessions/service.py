@@ -38,9 +38,7 @@ class SessionService:
         view_limit: events a view may lag behind before it is dropped.
     """
 
-    def __init__(
-        self, runner: TurnRunner, sessions: SessionLedger, memories: MemoryLedger, *, view_limit: int
-    ) -> None:
+    def __init__(self, runner: TurnRunner, sessions: SessionLedger, memories: MemoryLedger, *, view_limit: int) -> None:
         self._runner = runner
         self._sessions = sessions
         self._memories = memories

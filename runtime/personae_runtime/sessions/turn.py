@@ -25,6 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from personae_runtime.config import Settings
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
 from personae_runtime.errors import (
+    Aborted,
     EngineDead,
     EngineOverloaded,
     InvalidArgument,
@@ -117,7 +118,8 @@ class LiveTurn:
     input_tokens: int = 0
     cached_input_tokens: int = 0
     output_tokens: int = 0
-    in_history: bool = True
+    # Until the input gate lets the words pass, no prompt may hold them.
+    in_history: bool = False
     memory: MemoryRecord | None = None
     citations: dict[str, MemoryRecord] = field(default_factory=dict)
     failure: PersonaeError | None = None
@@ -204,15 +206,21 @@ class TurnRunner:
         async with self.hubs.locked(session.session_pk) as hub:
             if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
                 return hub.turn
+            if hub.turn is not None:
+                # In the ledger it may have ended, with the news of it still on its way.
+                running = Aborted(
+                    "another turn of this session runs; wait for it or cancel it",
+                    reason="TURN_IN_PROGRESS",
+                    metadata={"turn_id": hub.turn.turn_id},
+                )
+                await self._raise_unless_known(session, turn_id, running)
             self._admitting += 1
             try:
                 return await self._admit(hub, session, turn_id, text, received)
             finally:
                 self._admitting -= 1
 
-    async def _admit(
-        self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float
-    ) -> LiveTurn | None:
+    async def _admit(self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
         context = otel_context.get_current()
         with self._telemetry.stage(names.SPAN_ADMIT, context):
             persona = await self._persona(session)
@@ -268,6 +276,8 @@ class TurnRunner:
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
         hub.turn = turn
+        if not hub.views:
+            hub.unwatched_since = time.monotonic()
         hub.publish(turn.events[0])
         self._telemetry.active_turns.add(1)
         turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
@@ -381,6 +391,7 @@ class TurnRunner:
         with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
             decision = await self._policy.decide(Stage.INPUT, turn.text, turn.policy)
             await self._note(turn, decision, span)
+        turn.in_history = not decision.action.stops
         return decision
 
     async def _recall_for(self, turn: LiveTurn) -> tuple[RecalledMemory, ...]:
@@ -410,13 +421,10 @@ class TurnRunner:
         return result.items
 
     async def _refuse(self, turn: LiveTurn, decision: Decision) -> Body:
-        turn.in_history = False
         self._say(turn, decision.template)
         return TurnCompleted("POLICY")
 
-    async def _gate_memories(
-        self, turn: LiveTurn, recalled: tuple[RecalledMemory, ...]
-    ) -> list[RecalledMemory]:
+    async def _gate_memories(self, turn: LiveTurn, recalled: tuple[RecalledMemory, ...]) -> list[RecalledMemory]:
         kept: list[RecalledMemory] = []
         with self._telemetry.stage(names.SPAN_GATE_MEMORY, turn.context) as span:
             for memory in recalled:
@@ -457,9 +465,7 @@ class TurnRunner:
             return [past for past in cached if past.tokens > 0]
         past = [
             self._past_turn(row.turn_no, row.user_text, row.reply_text, row.in_history)
-            for row in await self._sessions.turns(
-                turn.session, after=turn.history_from - 1, limit=before, live=False
-            )
+            for row in await self._sessions.turns(turn.session, after=turn.history_from - 1, limit=before, live=False)
             if row.turn_no <= before
         ]
         self._keep_history(key, past)
@@ -569,7 +575,7 @@ class TurnRunner:
                 async for attempt in AsyncRetrying(
                     retry=retry_if_exception_type(LedgerUnavailable),
                     stop=stop_after_delay(_FINISH_RETRY_S),
-                    wait=wait_exponential_jitter(initial=0.1, max=2.0),
+                    wait=wait_exponential_jitter(multiplier=0.1, max=2.0, jitter=0.1),
                     reraise=True,
                 ):
                     with attempt:
@@ -600,7 +606,8 @@ class TurnRunner:
             error = LedgerUnavailable("the turn's end could not be recorded; attach again", retry_after_s=1.0)
             _log.error("turn_end_not_recorded", turn=turn.request_id, error=type(failed).__name__)
         self._control.remove(turn.watch)
-        turn.hub.turn = None
+        if turn.hub.turn is turn:
+            turn.hub.turn = None
         if error is None:
             cached = self._histories.get(turn.session.session_pk)
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
@@ -783,5 +790,3 @@ class TurnRunner:
         remaining = [task for task in tasks if not task.done()]
         if remaining:
             await asyncio.wait(remaining, timeout=_FINISH_RETRY_S)
-
-

@@ -184,23 +184,30 @@ _STATEMENTS = (
     # Bumped by every withdrawal and consent change; read by every gateway.
     "CREATE TABLE control (one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL)",
     "INSERT INTO control (epoch) VALUES (1)",
-    # A fenced append. FOR KEY SHARE holds off fencing, which takes FOR UPDATE,
-    # until the rows are committed; ON CONFLICT makes a retry after a lost
-    # connection harmless, as only the owner gives out ids.
+    # A fenced append. FOR KEY SHARE holds off whoever closes a turn for its owner,
+    # which takes FOR UPDATE, until the rows are committed; ON CONFLICT makes a
+    # retry after a lost connection harmless, as only the owner gives out ids.
+    # Nothing is added to a turn that has ended: a commit that was given up on
+    # may still arrive. Returns the sessions whose turn had ended, NULL if fenced.
     """
     CREATE FUNCTION append_events(
         p_owner text, p_session bigint[], p_event bigint[], p_turn integer[],
         p_kind text[], p_body bytea[], p_at timestamptz[]
-    ) RETURNS boolean LANGUAGE plpgsql AS $$
+    ) RETURNS bigint[] LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM 1 FROM owners WHERE owner = p_owner AND fenced_at IS NULL FOR KEY SHARE;
         IF NOT FOUND THEN
-            RETURN false;
+            RETURN NULL;
         END IF;
         INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)
-        SELECT * FROM unnest(p_session, p_event, p_turn, p_kind, p_body, p_at)
+        SELECT n.* FROM unnest(p_session, p_event, p_turn, p_kind, p_body, p_at)
+            AS n (session_pk, event_id, turn_no, kind, body, created_at)
+            JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state = 'RUNNING'
         ON CONFLICT DO NOTHING;
-        RETURN true;
+        RETURN ARRAY(
+            SELECT DISTINCT t.session_pk FROM unnest(p_session, p_turn) AS n (session_pk, turn_no)
+            JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state <> 'RUNNING'
+        );
     END $$""",
 )
 
