@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from personae.v1 import (
     event_pb2,
     memory_service_pb2,

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from personae.v1 import memory_service_pb2, session_service_pb2
-
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.vault import Vault, load_master_key
 from personae_runtime.sessions.events import Event, TextDelta, TurnCompleted, TurnInterrupted, TurnStarted, decode
