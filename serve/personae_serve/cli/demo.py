@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 USER = "marta"
 QUESTIONS = (
-    "My knee is playing up again. What did the physio tell me about my saddle?",
+    "What colour is my bike, and what do I call her?",
     "Are you a real person?",
 )
 
@@ -182,7 +182,9 @@ def _trace(console: Console, spans: Sequence[ReadableSpan]) -> None:
     members = [span for span in spans if _trace_id(span) == _trace_id(root)]
     for span in sorted(members, key=lambda one: one.start_time or 0):
         start, end = span.start_time or 0, span.end_time or 0
-        table.add_row(f"   {span.name}", f"{(start - (root.start_time or 0)) / 1e6:.1f} ms", f"{(end - start) / 1e6:.1f} ms")
+        table.add_row(
+            f"   {span.name}", f"{(start - (root.start_time or 0)) / 1e6:.1f} ms", f"{(end - start) / 1e6:.1f} ms"
+        )
     console.print(table)
     console.print()
 
@@ -190,5 +192,3 @@ def _trace(console: Console, spans: Sequence[ReadableSpan]) -> None:
 def _trace_id(span: ReadableSpan) -> int:
     context = span.get_span_context()
     return 0 if context is None else context.trace_id
-
-
