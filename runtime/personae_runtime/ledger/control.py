@@ -206,13 +206,18 @@ class ControlWatcher:
         """Stop keeping it."""
         self._watches.discard(watch)
 
+    @property
+    def is_fresh(self) -> bool:
+        """The epoch is younger than STALE_AFTER_S."""
+        return time.monotonic() - self._fresh_at <= STALE_AFTER_S
+
     async def fresh(self, timeout_s: float) -> None:
         """Return once the epoch is younger than STALE_AFTER_S; at once as a rule.
 
         Raises:
             LedgerUnavailable: it did not get fresh in time.
         """
-        if time.monotonic() - self._fresh_at <= STALE_AFTER_S:
+        if self.is_fresh:
             return
         self._fresh.clear()
         self._wake.set()

@@ -62,6 +62,8 @@ class Database:
                 max_size=self._pool_size,
                 command_timeout=self._command_timeout_s,
                 timeout=self._command_timeout_s,
+                # Nothing here leaves a session setting, a listener or a lock behind: no round trip to reset them.
+                reset=_keep,
                 server_settings={"application_name": "personae", "jit": "off", "timezone": "UTC"},
             )
         except UNREACHABLE as error:
@@ -150,3 +152,7 @@ class Database:
             if error.connection_invalidated or isinstance(cause, UNREACHABLE):
                 raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(cause).__name__}") from error
             raise
+
+
+async def _keep(connection: Connection) -> None:
+    """What a pooled connection needs on its way back: nothing."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -21,6 +20,10 @@ from personae_runtime.ledger.writer import EventRow
 from personae_runtime.sessions.events import Body, Event, TextDelta
 
 _log = structlog.get_logger(__name__)
+
+MAX_PENDING_CHARS = 400
+"""Cleared text that may wait for the ledger before the engine's stream is left
+to wait too: two of the longest units."""
 
 
 class Recorder:
@@ -32,6 +35,7 @@ class Recorder:
         seal: turns an event into the row to write.
         append: the ledger's group commit.
         may_release: awaited before text is recorded; raises to stop the turn.
+        releasable: asked first; True says that `may_release` would return at once.
         deliver: called with each event once it is durable.
         pause_s: called for the seconds that text may wait for company.
         on_lateness: called with the seconds from clearing a piece of text to its delivery.
@@ -48,6 +52,7 @@ class Recorder:
         deliver: Callable[[Event], None],
         pause_s: Callable[[], float],
         on_lateness: Callable[[float], None],
+        releasable: Callable[[], bool] = lambda: False,
     ) -> None:
         self._turn_id = turn_id
         self._next_event_id = next_event_id
@@ -57,13 +62,19 @@ class Recorder:
         self._deliver = deliver
         self._pause_s = pause_s
         self._on_lateness = on_lateness
+        self._releasable = releasable
         self._text_since = 0.0
         self._pending: list[Body] = []
-        self._wake = asyncio.Event()
+        self._pending_chars = 0
+        # Something is being committed, or waits for company or for leave.
+        self._busy = False
+        self._waiting: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._started = False
         self._closing = False
-        self._task: asyncio.Task[None] | None = None
         self.failure: PersonaeError | None = None
         self.text: list[str] = []
         self.first_text_at: float | None = None
@@ -71,20 +82,35 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to record."""
-        self._task = asyncio.create_task(self._run(), name="turn-recorder")
+        self._started = True
+        if self._pending and not self._busy:
+            self._begin()
 
     def emit(self, body: Body) -> None:
         """Queue an event. Text that follows queued text joins it."""
         if self._closing or self.failure is not None:
             return
-        if isinstance(body, TextDelta) and self._pending and isinstance(self._pending[-1], TextDelta):
-            self._pending[-1] = TextDelta(self._pending[-1].text + body.text)
-        else:
-            if isinstance(body, TextDelta):
-                self._text_since = time.monotonic()
-            self._pending.append(body)
+        if isinstance(body, TextDelta):
+            self._pending_chars += len(body.text)
+            if self._pending_chars >= MAX_PENDING_CHARS:
+                self._room.clear()
+            if self._pending and isinstance(self._pending[-1], TextDelta):
+                self._pending[-1] = TextDelta(self._pending[-1].text + body.text)
+                return
+            self._text_since = time.monotonic()
+        self._pending.append(body)
         self._idle.clear()
-        self._wake.set()
+        if self._started and not self._busy:
+            self._begin()
+
+    @property
+    def full(self) -> bool:
+        """So much text waits that its writer should, too; see `room`."""
+        return not self._room.is_set()
+
+    async def room(self) -> None:
+        """Return when more text can be taken."""
+        await self._room.wait()
 
     async def flush(self) -> None:
         """Return when everything emitted is durable and delivered.
@@ -92,7 +118,6 @@ class Recorder:
         Raises:
             PersonaeError: it can't be; `failure` holds the same.
         """
-        self._wake.set()
         await self._idle.wait()
         if self.failure is not None:
             raise self.failure
@@ -100,14 +125,10 @@ class Recorder:
     async def stop(self) -> None:
         """Drop what is not being committed yet, wait for what is, and record nothing more."""
         self._closing = True
-        self._pending.clear()
-        self._wake.set()
+        self._drop()
+        if self._waiting is not None:
+            self._waiting.cancel()
         await self._idle.wait()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def take_id(self) -> int:
         """The next event id, for an event that is recorded elsewhere; call after `stop` or `flush`."""
@@ -115,45 +136,88 @@ class Recorder:
         self._next_event_id += 1
         return event_id
 
-    async def _run(self) -> None:
-        while True:
-            if not self._pending:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
-                if not self._pending:
-                    continue
-            if self.first_text_at is not None and isinstance(self._pending[0], TextDelta):
-                pause = self._pause_s()
-                if pause > 0:
-                    await asyncio.sleep(pause)
-            try:
-                await self._commit()
-            except Exception as error:
-                # Whatever went wrong, the turn must hear of it: it waits for `flush`.
-                if not isinstance(error, PersonaeError):
-                    _log.error("events_not_recorded", error=type(error).__name__)
-                    error = LedgerUnavailable("the turn's events could not be recorded")
-                self.failure = error
-                self._pending.clear()
-                self._idle.set()
-                self.on_failure()
-                return
+    # A chain of callbacks rather than a task: a unit passes here for every few words of every stream.
 
-    async def _commit(self) -> None:
-        if any(isinstance(body, TextDelta) for body in self._pending):
+    def _begin(self) -> None:
+        self._busy = True
+        if self.first_text_at is not None and isinstance(self._pending[0], TextDelta):
+            pause = self._pause_s()
+            if pause > 0:
+                asyncio.get_running_loop().call_later(pause, self._proceed)
+                return
+        self._proceed()
+
+    def _proceed(self) -> None:
+        if not self._pending:
+            self._settle()
+        elif self._pending_chars and not self._releasable():
+            self._waiting = asyncio.create_task(self._ask(), name="release")
+        else:
+            self._commit()
+
+    async def _ask(self) -> None:
+        try:
             await self._may_release()
-        bodies, self._pending = self._pending, []
-        since = self._text_since
-        if not bodies:
-            return
+        except asyncio.CancelledError:
+            self._settle()
+        except Exception as error:
+            self._fail(error)
+        else:
+            if self._pending:
+                self._commit()
+            else:
+                self._settle()
+        finally:
+            self._waiting = None
+
+    def _commit(self) -> None:
+        bodies = self._pending
+        self._drop()
         now = datetime.now(UTC)
         events = [Event(self.take_id(), self._turn_id, now, body) for body in bodies]
-        await self._append([self._seal(event) for event in events])
+        since = self._text_since
+        try:
+            done = asyncio.ensure_future(self._append([self._seal(event) for event in events]))
+        except Exception as error:
+            self._fail(error)
+            return
+        done.add_done_callback(lambda future: self._committed(future, events, since))
+
+    def _committed(self, future: asyncio.Future[None], events: list[Event], since: float) -> None:
+        error = LedgerUnavailable("the append was cancelled") if future.cancelled() else future.exception()
+        if error is not None:
+            self._fail(error)
+            return
         for event in events:
             if isinstance(event.body, TextDelta):
+                now = time.monotonic()
                 self.text.append(event.body.text)
-                self._on_lateness(time.monotonic() - since)
+                self._on_lateness(now - since)
                 if self.first_text_at is None:
-                    self.first_text_at = time.monotonic()
+                    self.first_text_at = now
             self._deliver(event)
+        if self._pending:
+            self._begin()
+        else:
+            self._settle()
+
+    def _drop(self) -> None:
+        self._pending = []
+        self._pending_chars = 0
+        self._room.set()
+
+    def _settle(self) -> None:
+        self._busy = False
+        if not self._pending:
+            self._idle.set()
+
+    def _fail(self, error: BaseException) -> None:
+        # Whatever went wrong, the turn must hear of it: it waits for `flush`.
+        if not isinstance(error, PersonaeError):
+            _log.error("events_not_recorded", error=type(error).__name__)
+            error = LedgerUnavailable("the turn's events could not be recorded")
+        self.failure = error
+        self._drop()
+        self._busy = False
+        self._idle.set()
+        self.on_failure()

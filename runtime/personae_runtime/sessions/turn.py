@@ -269,6 +269,7 @@ class TurnRunner:
             seal=lambda event: self._sessions.row(session.session_pk, admission.turn_no, cipher, event),
             append=lambda rows: self._writer.append(rows, admission.owner),
             may_release=lambda: self._may_release(turn),
+            releasable=lambda: self._control.is_fresh and turn.watch.standing.may_speak,
             deliver=lambda event: self._deliver(turn, event),
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
@@ -519,6 +520,8 @@ class TurnRunner:
                             clearance = await gate.clear(final=delta.finish is not None)
                             if clearance.text:
                                 self._release(turn, clearance.text)
+                                if turn.recorder.full:
+                                    await turn.recorder.room()
                             if clearance.decision is not None:
                                 await self._note(turn, clearance.decision, gate_span)
                                 if clearance.decision.action.stops:

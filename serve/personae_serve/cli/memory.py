@@ -50,9 +50,7 @@ async def _reindex(settings: Settings) -> None:
         stores = await open_stores(settings, stack)
         memory = await open_memory(settings, stores, stack, Telemetry.off(), fresh=True)
         begun = time.monotonic()
-        with Progress(
-            TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        ) as bars:
+        with Progress(TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bars:
             task = bars.add_task("indexing", total=None)
             done = await memory.indexer.reindex(
                 lambda finished, total: bars.update(task, completed=finished, total=max(total, 1))

@@ -159,11 +159,17 @@ def turn(owner: SessionRow, row: TurnRow) -> session_service_pb2.Turn:
 def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
     """An event as a stream carries it."""
     source = seen.event
-    message = event_pb2.SessionEvent(event_id=source.event_id, turn_id=source.turn_id, time=timestamp(source.time))
     body = source.body
+    if isinstance(body, events.TextDelta):
+        # Nearly all events are this one: built in one call.
+        return event_pb2.SessionEvent(
+            event_id=source.event_id,
+            turn_id=source.turn_id,
+            time=timestamp(source.time),
+            text_delta=event_pb2.TextDelta(text=body.text),
+        )
+    message = event_pb2.SessionEvent(event_id=source.event_id, turn_id=source.turn_id, time=timestamp(source.time))
     match body:
-        case events.TextDelta():
-            message.text_delta.text = body.text
         case events.TurnStarted():
             message.turn_started.disclosure = body.disclosure
             message.turn_started.revision = f"{owner.name.persona_name()}/revisions/{body.revision}"

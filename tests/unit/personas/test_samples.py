@@ -17,7 +17,7 @@ from personae_runtime.style.compile import compile_prefix
 from personae_serve.cli.persona import read_persona_file
 from personae_serve.gateway.convert import definition_from_proto, persona_type_to_text
 
-SAMPLES = Path(__file__).parents[3] / "samples"
+SAMPLES = Path(__file__).parents[3] / "serve/personae_serve/samples"
 PERSONAS = sorted((SAMPLES / "personas").glob("*.yaml"))
 
 
