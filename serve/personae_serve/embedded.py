@@ -302,6 +302,7 @@ class EmbeddedHost:
             telemetry=telemetry,
         )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
+        consents = ConsentLedger(stores.database)
         self.server = GatewayServer(
             settings.gateway,
             GatewayInterceptor(Authenticator(keys), telemetry),
@@ -310,13 +311,14 @@ class EmbeddedHost:
             memories=MemoryServicer(
                 stores.memories,
                 personas,
+                consents,
                 None if memory is None else memory.recall,
                 self.indexer,
                 policy,
                 stores.vault,
             ),
             policy=PolicyServicer(policy),
-            consents=ConsentServicer(ConsentLedger(stores.database), stores.vault),
+            consents=ConsentServicer(consents, stores.vault),
             reflection=settings.profile == "development",
         )
         tasks = [

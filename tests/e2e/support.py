@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -419,3 +419,21 @@ async def rest(call: Any) -> list[event_pb2.SessionEvent]:
     while (event := await call.read()) is not grpc.aio.EOF:
         events.append(event)
     return events
+
+
+async def say_in_steps(
+    hosted: Hosted, session: str, units: Sequence[str], turn_id: str = ""
+) -> list[event_pb2.SessionEvent]:
+    """Every event of a turn whose reply is these units, each in an event of its own.
+
+    A unit must end with white space, as only what follows tells that it has ended.
+    """
+    pauses = [Pause() for _ in units]
+    hosted.engine.will_say(*(part for pair in zip(units, pauses, strict=True) for part in pair))
+    call = hosted.api.converse(session, "Hello there.", turn_id)
+    events: list[event_pb2.SessionEvent] = []
+    for pause in pauses[:-1]:
+        events += await read_until(call, "text_delta")
+        pause.go.set()
+    pauses[-1].go.set()
+    return events + await rest(call)

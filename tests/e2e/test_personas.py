@@ -86,8 +86,9 @@ async def test_pages_hold_every_persona_once_and_in_order(hosted: Hosted) -> Non
         token = page.next_page_token
         if not token:
             break
-    assert pages == 3
-    assert listed == sorted(made)
+    assert pages >= 3
+    assert listed == sorted(set(listed))
+    assert set(made) <= set(listed)
 
 
 async def test_a_page_token_of_another_listing_or_a_changed_one_is_refused(api: Api) -> None:

@@ -104,6 +104,17 @@ class ConsentLedger:
         assert row is not None
         return _consent(row)
 
+    async def may_remember(self, user: Name) -> bool:
+        """False if the person withdrew consent to be remembered."""
+        state = await self._database.fetchval(
+            "SELECT state FROM consents WHERE tenant = $1 AND persona = $2 AND user_id = $3 AND purpose = 'MEMORY'"
+            " ORDER BY consent_id DESC LIMIT 1",
+            user.tenant,
+            user.persona,
+            user.user,
+        )
+        return bool(state != "WITHDRAWN")
+
     async def list(self, subject: Name, *, before: int, limit: int) -> list[ConsentRow]:
         """Events of exactly this subject with an id below `before`, newest first."""
         rows = await self._database.fetch(

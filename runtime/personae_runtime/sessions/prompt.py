@@ -44,7 +44,9 @@ def fit_history(turns: Sequence[PastTurn], budget: int) -> Sequence[PastTurn]:
     for index in range(len(turns) - 1, -1, -1):
         kept += turns[index].tokens
         if kept > budget // 2:
-            return turns[index + 1 :]
+            # The newest turn may take more than half, as long as it fits.
+            newest_fits = index == len(turns) - 1 and kept <= budget
+            return turns[index:] if newest_fits else turns[index + 1 :]
     return turns
 
 

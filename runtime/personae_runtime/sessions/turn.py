@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -120,6 +121,7 @@ class LiveTurn:
     output_tokens: int = 0
     # Until the input gate lets the words pass, no prompt may hold them.
     in_history: bool = False
+    input_scores: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord | None = None
     citations: dict[str, MemoryRecord] = field(default_factory=dict)
     failure: PersonaeError | None = None
@@ -393,6 +395,7 @@ class TurnRunner:
             decision = await self._policy.decide(Stage.INPUT, turn.text, turn.policy)
             await self._note(turn, decision, span)
         turn.in_history = not decision.action.stops
+        turn.input_scores = decision.scores
         return decision
 
     async def _recall_for(self, turn: LiveTurn) -> tuple[RecalledMemory, ...]:
@@ -541,7 +544,8 @@ class TurnRunner:
         """What the turn leaves: the person's own words, unless policy or they say no."""
         if self._recall is None or not turn.watch.standing.may_remember or decision.action.stops:
             return
-        if self._policy.check_memory(turn.text, turn.policy).action.stops:
+        # What is remembered is judged with scores now, as recall has time for matchers only.
+        if self._policy.check_memory(turn.text, turn.policy, scored=turn.input_scores).action.stops:
             return
         turn.memory = turn_memory(
             turn.session.scope,

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import grpc
 import orjson
 from google.protobuf import empty_pb2
+
 from personae.v1 import (
     event_pb2,
     memory_service_pb2,
@@ -26,7 +27,6 @@ from personae.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-
 from personae_runtime import names
 from personae_runtime.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
 from personae_runtime.ledger.control import ConsentLedger
@@ -107,9 +107,9 @@ class _Api:
         place: list[Any] = orjson.loads(data)
         return place
 
-    def page(self, rows: list[T], size: int, method: str, parent: str, place: Callable[[T], list[Any]]) -> tuple[
-        list[T], str
-    ]:
+    def page(
+        self, rows: list[T], size: int, method: str, parent: str, place: Callable[[T], list[Any]]
+    ) -> tuple[list[T], str]:
         """The page and the token of the next, from one row more than a page."""
         if len(rows) <= size:
             return rows, ""
@@ -151,7 +151,7 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
         tenant = _own("tenant", request.parent, "parent").tenant
         size = _page_size(request.page_size)
         place = self._api.page_place(request.page_token, "ListPersonas", request.parent)
-        rows = await self._personas.list(
+        rows = await self._personas.list_personas(
             tenant, after=place[0] if place else "", limit=size + 1, show_deleted=request.show_deleted
         )
         rows, token = self._api.page(rows, size, "ListPersonas", request.parent, lambda row: [row.persona])
@@ -282,11 +282,21 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self, request: session_service_pb2.ListSessionsRequest, context: Context
     ) -> session_service_pb2.ListSessionsResponse:
         parent = _own("persona", request.parent, "parent")
-        user = _own("user", request.user, "user").user if request.user else CALLER.get().user or ""
+        user = CALLER.get().user or ""
+        if request.user:
+            named = _own("user", request.user, "user")
+            if named.persona_name() != parent.persona_name():
+                raise InvalidArgument(
+                    "user is a user of another persona",
+                    violations=(("user", f"expected {parent.persona_name()}/users/..."),),
+                )
+            user = named.user
         size = _page_size(request.page_size)
         bound = f"{request.parent}?user={user}"
         place = self._api.page_place(request.page_token, "ListSessions", bound)
-        rows = await self._sessions.list(parent, user=user, before=place[0] if place else 2**62, limit=size + 1)
+        rows = await self._sessions.list_sessions(
+            parent, user=user, before=place[0] if place else 2**62, limit=size + 1
+        )
         rows, token = self._api.page(rows, size, "ListSessions", bound, lambda row: [row.session_pk])
         return session_service_pb2.ListSessionsResponse(
             sessions=[convert.session(row) for row in rows], next_page_token=token
@@ -315,7 +325,9 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> None:
         begun = time.monotonic()
         session = await self._session(_own("session", request.session, "session"))
-        await self._stream(context, begun, session, self._service.converse(session, request.turn_id, request.text, received=begun))
+        await self._stream(
+            context, begun, session, self._service.converse(session, request.turn_id, request.text, received=begun)
+        )
 
     async def Attach(  # type: ignore[override]
         self, request: session_service_pb2.AttachRequest, context: Context
@@ -362,6 +374,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self,
         memories: MemoryLedger,
         personas: PersonaLedger,
+        consents: ConsentLedger,
         recall: Recall | None,
         indexer: Indexer | None,
         policy: Policy,
@@ -369,6 +382,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> None:
         self._memories = memories
         self._personas = personas
+        self._consents = consents
         self._recall = recall
         self._indexer = indexer
         self._policy = policy
@@ -386,7 +400,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         size = _page_size(request.page_size)
         place = self._api.page_place(request.page_token, "ListMemories", request.parent)
         before = (datetime.fromisoformat(place[0]), UUID(place[1])) if place else None
-        rows = await self._memories.list(scope, before=before, limit=size + 1)
+        rows = await self._memories.list_memories(scope, before=before, limit=size + 1)
         rows, token = self._api.page(
             rows,
             size,
@@ -407,6 +421,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         parent = _own("user", request.parent, "parent")
         if self._recall is None:
             raise FailedPrecondition("memory is turned off on this host (memory.enabled)", reason="MEMORY_DISABLED")
+        if not await self._consents.may_remember(parent):
+            # As a turn's recall would.
+            return memory_service_pb2.SearchMemoriesResponse(lexical_only=True)
         result = await self._recall.recall(
             self._scope(parent),
             request.query,
@@ -430,8 +447,15 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if self._indexer is None:
             raise FailedPrecondition("memory is turned off on this host (memory.enabled)", reason="MEMORY_DISABLED")
         persona = await self._personas.get(Name(parent.tenant, parent.persona))
+        if not await self._consents.may_remember(parent):
+            raise FailedPrecondition(
+                "the person withdrew their consent to be remembered; see ConsentService",
+                reason="MEMORY_CONSENT_WITHDRAWN",
+                violations=((parent.user_name(), "consent to be remembered was withdrawn"),),
+            )
         source = request.memory
-        decision = self._policy.check_memory(source.text, PolicyContext(persona.type))
+        # With scores: at recall there is time for matchers only.
+        decision = await self._policy.decide(Stage.MEMORY, source.text, PolicyContext(persona.type))
         if decision.action.stops:
             raise FailedPrecondition(
                 f"policy does not let this be remembered: {decision.reason_code}",
@@ -461,9 +485,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self._indexer.notify()
         return convert.memory(parent, stored)
 
-    async def ForgetMemory(
-        self, request: memory_service_pb2.ForgetMemoryRequest, context: Context
-    ) -> empty_pb2.Empty:
+    async def ForgetMemory(self, request: memory_service_pb2.ForgetMemoryRequest, context: Context) -> empty_pb2.Empty:
         name = _own("memory", request.name)
         if await self._memories.forget(self._scope(name), UUID(name.memory)) and self._indexer is not None:
             self._indexer.notify()
@@ -526,11 +548,7 @@ class ConsentServicer(policy_service_pb2_grpc.ConsentServiceServicer):
         size = _page_size(request.page_size)
         place = self._api.page_place(request.page_token, "ListConsentEvents", request.parent)
         rows = await self._consents.list(subject, before=place[0] if place else 2**62, limit=size + 1)
-        rows, token = self._api.page(
-            rows, size, "ListConsentEvents", request.parent, lambda row: [row.consent_id]
-        )
+        rows, token = self._api.page(rows, size, "ListConsentEvents", request.parent, lambda row: [row.consent_id])
         return policy_service_pb2.ListConsentEventsResponse(
             consent_events=[convert.consent(row) for row in rows], next_page_token=token
         )
-
-
