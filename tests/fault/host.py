@@ -73,6 +73,7 @@ class Killer(SpanProcessor):
             # Looked up now: it takes longer than most stages.
             self._postgres = [process, *(process.children() if shot.victim == "postgres_all" else ())]
             self._shot, self._left, self._target = shot, shot.nth, None
+            self.report(armed=shot.stage)
             if not shot.stage:
                 self._fire()
 
@@ -146,7 +147,6 @@ async def main(data_dir: Path, killer: Killer) -> None:
 
 def _arm(killer: Killer, shot: Shot, data_dir: Path) -> None:
     killer.arm(shot, int((data_dir / "postgres" / "postmaster.pid").read_text().split("\n", 1)[0]))
-    killer.report(armed=shot.stage)
 
 
 if __name__ == "__main__":

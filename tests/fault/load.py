@@ -178,12 +178,19 @@ class User:
         self._session: SessionRecord | None = None
         self._pending: Any = None
         self._fresh = True
-        self.done = 0
+        self._done = 0
+        self._goals: list[tuple[int, asyncio.Event]] = []
 
     def renew(self) -> None:
         """Open a new session next, unless a turn of this one is still to be answered."""
         if self._pending is None:
             self._session = None
+
+    async def did(self, more: int) -> None:
+        """Wait until that many more things have been done."""
+        reached = asyncio.Event()
+        self._goals.append((self._done + more, reached))
+        await reached.wait()
 
     async def run(self, api: Api, stop: asyncio.Event) -> None:
         """Go on until `stop` is set and nothing is pending, or a call fails after it is set."""
@@ -203,7 +210,10 @@ class User:
                 await asyncio.sleep(_BACKOFF_S)
             else:
                 self._pending = None
-                self.done += 1
+                self._done += 1
+                for goal, reached in self._goals:
+                    if goal <= self._done:
+                        reached.set()
 
     def _next(self) -> Any:
         rng = self._rng

@@ -92,8 +92,7 @@ class HostProcess:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"arm": asdict(shot)}).encode() + b"\n")
         await self._process.stdin.drain()
-        if shot.stage:
-            await self.report("armed", 10)
+        await self.report("armed", 10)
 
     async def kill(self) -> None:
         """SIGKILL the host and wait until it is gone; its PostgreSQL stays."""

@@ -10,12 +10,14 @@ import asyncio
 import os
 import random
 import secrets
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from personae_runtime.telemetry import names
@@ -82,7 +84,9 @@ def fail_if_wrong(journal: Journal, host: HostProcess, when: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(120 + 30 * KILLS)
-async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(host: HostProcess) -> None:
+async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(
+    host: HostProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = random.Random(SEED)
     journal = Journal()
     words: set[str] = set()
@@ -96,7 +100,9 @@ async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(host
     async with host.channel() as channel:
         await make_persona(Api(channel, host.key))
     for number, shot in enumerate(plan(KILLS, rng), 1):
+        at = time.monotonic()
         await one_round(host, users, shot, stages)
+        back = time.monotonic()
         victims[shot.victim] += 1
         fail_if_wrong(journal, host, f"under load around kill {number}, {shot}")
 
@@ -107,6 +113,10 @@ async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(host
             await verify.replays(api, journal, list(journal.touched), ids)
             await verify.memories(api, journal, journal.memories[searched:])
         fail_if_wrong(journal, host, f"after kill {number}, {shot}")
+        print(
+            f"kill {number}/{KILLS}: {shot.victim} in {shot.stage.rpartition('.')[2]},"
+            f" back after {back - at:.1f} s, verified in {time.monotonic() - back:.1f} s"
+        )
         journal.touched.clear()
         searched = max(0, len(journal.memories) - 40)
         for user in users:
@@ -129,17 +139,23 @@ async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(host
     assert not host.postgres()
 
     histogram = " ".join(f"{stage.rpartition('.')[2]}={stages[stage]}" for stage in names.STAGE_SPANS)
-    print(
-        f"\nkills: seed={SEED} kills={sum(victims.values())} {histogram} | "
-        + " ".join(f"{victim}={count}" for victim, count in sorted(victims.items()))
-        + f" | {turns} turns, {sum(map(len, ids.values()))} events, {len(journal.memories)} memories, none lost,"
-        f" {time.monotonic() - begun:.0f} s",
-        file=sys.stderr,
-    )
+    with capsys.disabled():
+        print(
+            f"\nkills: seed={SEED} kills={sum(victims.values())} {histogram} | "
+            + " ".join(f"{victim}={count}" for victim, count in sorted(victims.items()))
+            + f" | {turns} turns, {sum(map(len, ids.values()))} events, {len(journal.memories)} memories, none lost,"
+            f" {time.monotonic() - begun:.0f} s"
+        )
     if len(names.STAGE_SPANS) <= KILLS:
         assert all(stages[stage] for stage in names.STAGE_SPANS), f"seed {SEED}: a stage without a kill: {stages}"
         assert victims["host"]
         assert victims["postgres"] + victims["postgres_all"]
+
+
+async def any_of(*futures: asyncio.Future[Any]) -> None:
+    """Wait for the first of them; there is one in time."""
+    done, _ = await asyncio.wait(futures, timeout=_RECOVER_S, return_when=asyncio.FIRST_COMPLETED)
+    assert done, f"seed {SEED}: not within {_RECOVER_S:.0f} s"
 
 
 async def one_round(host: HostProcess, users: list[User], shot: Shot, stages: Counter[str]) -> None:
@@ -158,12 +174,7 @@ async def one_round(host: HostProcess, users: list[User], shot: Shot, stages: Co
                 await host.died()
             else:
                 # Two each: the first may have been answered before the kill.
-                goals = [user.done + 2 for user in users]
-                async with asyncio.timeout(_RECOVER_S):
-                    while any(user.done < goal for user, goal in zip(users, goals, strict=True)):
-                        if any(task.done() for task in load):
-                            break
-                        await asyncio.sleep(0.05)
+                await any_of(asyncio.gather(*(user.did(2) for user in users)), *load)
                 stop.set()
             async with asyncio.timeout(_RECOVER_S):
                 await asyncio.gather(*load)
@@ -173,3 +184,99 @@ async def one_round(host: HostProcess, users: list[User], shot: Shot, stages: Co
             await asyncio.gather(*load, return_exceptions=True)
     if shot.victim == "host":
         await host.start()
+
+
+async def talk(host: HostProcess, journal: Journal, user: User, times: int = 4) -> None:
+    """Let one person do a few things with the running host, all of which must succeed in the end."""
+    stop = asyncio.Event()
+    async with host.channel() as channel:
+        load = asyncio.create_task(user.run(Api(channel, host.key), stop))
+        await any_of(asyncio.ensure_future(user.did(times)), load)
+        stop.set()
+        await asyncio.wait_for(load, _RECOVER_S)
+    fail_if_wrong(journal, host, "while talking")
+
+
+async def verify_all(host: HostProcess, journal: Journal) -> None:
+    """Everything, by the ledger and by the API."""
+    async with host.channel() as channel:
+        api = Api(channel, host.key)
+        ids = await verify.ledger(host.dsn, host.data_dir, journal, journal.sessions)
+        turns = [turn for session in journal.sessions for turn in session.turns.values()]
+        await verify.replays(api, journal, turns, ids)
+        await verify.memories(api, journal, journal.memories)
+    fail_if_wrong(journal, host, "at the end")
+
+
+@pytest.mark.soak
+async def test_a_host_goes_on_when_postgres_dies_while_nobody_talks(host: HostProcess) -> None:
+    journal = Journal()
+    user = User("u0", journal, random.Random(SEED), set())
+    await host.start()
+    async with host.channel() as channel:
+        await make_persona(Api(channel, host.key))
+    for victim in ("postgres", "postgres_all"):
+        await talk(host, journal, user)
+        await host.arm(Shot("", 1, 0, victim))
+        await host.report("killed", 10)
+    await talk(host, journal, user)
+    await verify_all(host, journal)
+    await host.stop()
+    assert not host.postgres()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(240)
+async def test_a_host_comes_up_although_postgres_dies_while_it_starts(host: HostProcess) -> None:
+    rng = random.Random(SEED)
+    journal = Journal()
+    user = User("u0", journal, random.Random(SEED), set())
+    await host.start()
+    async with host.channel() as channel:
+        await make_persona(Api(channel, host.key))
+    for orphaned in (True, False, True):
+        await talk(host, journal, user)
+        if orphaned:
+            await host.kill()
+        else:
+            await host.stop()
+        moment = rng.uniform(0, 2.5)
+        begun = time.monotonic()
+        await host.spawn()
+        await asyncio.sleep(moment)
+        # Where it is not running yet, it dies as it begins to.
+        async with asyncio.timeout(_RECOVER_S):
+            while True:
+                found = host.postgres()
+                if found:
+                    break
+                await asyncio.sleep(0.01)
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        await host.serving()
+        print(f"PostgreSQL died {moment:.2f} s after the host began, which was up at {time.monotonic() - begun:.1f} s")
+    await talk(host, journal, user)
+    await verify_all(host, journal)
+    await host.stop()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(240)
+async def test_a_host_comes_up_after_it_died_while_it_started(host: HostProcess) -> None:
+    rng = random.Random(SEED)
+    journal = Journal()
+    user = User("u0", journal, random.Random(SEED), set())
+    moments = sorted(rng.uniform(0.3, 5) for _ in range(6))
+    # Time and again in the same directory, which is empty at first.
+    for moment in moments:
+        await host.spawn()
+        await asyncio.sleep(moment)
+        await host.kill()
+    await host.start()
+    async with host.channel() as channel:
+        await make_persona(Api(channel, host.key))
+    await talk(host, journal, user)
+    await verify_all(host, journal)
+    await host.stop()
+    assert not host.postgres()

@@ -28,7 +28,9 @@ async def ledger(dsn: str, data_dir: Path, journal: Journal, sessions: Iterable[
         vault = Vault(load_master_key(None, data_dir, development=True), database)
         await vault.verify()
         async with asyncio.timeout(RPC_S):
-            while await database.fetchval(_RUNNING):
+            while True:
+                if not await database.fetchval(_RUNNING):
+                    break
                 await asyncio.sleep(_POLL_S)
         found: dict[str, list[int]] = {}
         for session in sessions:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 import uuid
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -120,8 +121,12 @@ class EmbeddedPostgres:
             made.rename(directory)
         if _postmaster(directory) is None:
             _end_leftovers(directory)
+            with warnings.catch_warnings():
+                # Without XDG_RUNTIME_DIR it is a folder under /tmp, which serves.
+                warnings.simplefilter("ignore")
+                runtime = platformdirs.user_runtime_path("personae")
             # A socket's path has little room, about a hundred characters.
-            sockets: Path = find_suitable_socket_dir(directory, platformdirs.user_runtime_path("personae"))
+            sockets: Path = find_suitable_socket_dir(directory, runtime)
             if sockets != directory:
                 # It trusts whoever reaches the socket, so nobody else may.
                 _own(sockets, user)
