@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from buf.validate import validate_pb2
 from google.api import field_behavior_pb2
 from google.protobuf import descriptor_pb2 as d
 from grpc_tools import protoc
 
+from buf.validate import validate_pb2
 from personae_serve.gateway.auth import PERMISSIONS, PUBLIC
 
 PROTOS: Final = Path(__file__).parent.parent / "protos"

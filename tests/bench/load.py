@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import uvloop
+
 from personae.v1 import event_pb2, session_service_pb2
 
 CONVERSE = "/personae.v1.SessionService/Converse"
@@ -34,9 +35,7 @@ class Load:
             grpc.aio.insecure_channel(target, options=[("personae.bench.channel", index)]) for index in range(channels)
         ]
         self._calls = [
-            channel.unary_stream(
-                CONVERSE, request_serializer=session_service_pb2.ConverseRequest.SerializeToString
-            )
+            channel.unary_stream(CONVERSE, request_serializer=session_service_pb2.ConverseRequest.SerializeToString)
             for channel in self._channels
         ]
 

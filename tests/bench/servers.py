@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import uvloop
+
 from personae.v1 import event_pb2, session_service_pb2, session_service_pb2_grpc
 
 
@@ -81,9 +82,7 @@ async def make_sessions(client: Any, persona_id: str, count: int, *, max_output_
     """A persona with one revision, and `count` sessions of as many users."""
     from personae.v1 import persona_service_pb2 as pb
 
-    await client.personas.create(
-        "tenants/demo", persona_id, display_name="Bench", type=pb.PERSONA_TYPE_ASSISTANT
-    )
+    await client.personas.create("tenants/demo", persona_id, display_name="Bench", type=pb.PERSONA_TYPE_ASSISTANT)
     persona = f"tenants/demo/personas/{persona_id}"
     await client.personas.publish_revision(persona, definition(max_output_tokens))
     made = [await client.sessions.create(persona, user=f"{persona}/users/u{index}") for index in range(count)]

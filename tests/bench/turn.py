@@ -26,13 +26,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from personae.v1 import memory_service_pb2
 
+from personae.v1 import memory_service_pb2
 from personae_client import PersonaeClient
 from personae_runtime.config import load_settings
 from personae_runtime.engines.engine import EngineDelta, EngineFinish, GenerateRequest
@@ -43,6 +44,7 @@ from tests.bench.servers import definition
 CONCURRENCY = (1, 4, 16)
 REPLY_TOKENS = 128
 OWN_WORK_TURNS = 100
+WARM_UP_TURNS = 5
 # At most 32 tokens each, as the budget says.
 QUESTIONS = (
     "My rear brake squeals when it rains. What should I check first?",
@@ -66,19 +68,19 @@ class Recording:
     """An engine that notes every request; while `mute`, it answers at once instead of generating."""
 
     def __init__(self, engine: Any) -> None:
-        self._engine = engine
+        self.inner = engine
         self.requests: list[GenerateRequest] = []
         self.mute = False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+        return getattr(self.inner, name)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         self.requests.append(request)
         if self.mute:
             yield EngineDelta("Noted.", 1, EngineFinish.STOP, 1, 0)
             return
-        async for delta in self._engine.generate(request):
+        async for delta in self.inner.generate(request):
             yield delta
 
 
@@ -148,146 +150,161 @@ async def forget_turns(client: PersonaeClient, users: Sequence[str]) -> None:
 
 
 async def indexed(client: PersonaeClient, users: Sequence[str]) -> None:
+    """Return when the index has taken up every memory of the users."""
     for user in users:
         while await client.memories.pending_index_count(user):
             await asyncio.sleep(0.05)
 
 
-async def publish(client: PersonaeClient, persona_id: str, max_output_tokens: int) -> str:
+async def publish(client: PersonaeClient, persona_id: str, max_output_tokens: int, user_count: int) -> list[str]:
+    """A persona whose users have memories; the users' names."""
     await client.personas.create("tenants/demo", persona_id, display_name="Nadia", type=1)
     persona = f"tenants/demo/personas/{persona_id}"
     await client.personas.publish_revision(persona, definition(max_output_tokens))
-    return persona
+    users = [f"{persona}/users/u{index}" for index in range(user_count)]
+    for user in users:
+        for ordinal, fact in enumerate(FACTS):
+            await client.memories.create(
+                user, memory_service_pb2.Memory(text=fact, speaker="Kim", thread="before", ordinal=ordinal)
+            )
+    await indexed(client, users)
+    return users
 
 
-async def llamacpp(folder: Path, pairs: int, say: Any) -> dict[str, Any]:
+async def own_work(folder: Path, say: Any) -> dict[str, Any]:
+    """What a turn does before the prompt reaches the engine: one conversation, warm prefix, default settings."""
+    own, first = [], []
+    async with embedded(folder) as bench:
+        (user,) = await publish(bench.client, "brief", 4, 1)
+        for index in range(OWN_WORK_TURNS + WARM_UP_TURNS):
+            if index % 10 == 0:
+                session = await bench.client.sessions.create(user.partition("/users/")[0], user=user)
+            turn = (await bench.turns([(session.name, QUESTIONS[index % len(QUESTIONS)])]))["turns"][0]
+            if index >= WARM_UP_TURNS and turn["first_text_s"] is not None:
+                own.append(turn["own_ms"])
+                first.append(turn["first_text_s"] * 1000)
+    results = {
+        "own_ms_p50": round(percentile(own, 0.5), 2),
+        "own_ms_p95": round(percentile(own, 0.95), 2),
+        "own_ms_turns": len(own),
+        "first_release_ms_p50": round(percentile(first, 0.5), 1),
+    }
+    say(f"own work: {results}")
+    return results
+
+
+async def throughput(folder: Path, pairs: int, say: Any) -> dict[str, Any]:
+    """Tokens per second through the gateway over those of the bare engine, at each concurrency."""
+    detail: dict[str, Any] = {}
+    # The embedding is given time, so that recall, and with it the prompt, is the same in every run.
+    async with embedded(folder, memory={"dense_deadline_ms": 5000}) as bench:
+        users = await publish(bench.client, "nadia", REPLY_TOKENS, max(CONCURRENCY))
+        for count in CONCURRENCY:
+            # Render the prompts without the engine, then let it read each once.
+            bench.engine.mute = True
+            await bench.converse(users[:count])
+            bench.engine.mute = False
+            requests = [*bench.engine.requests]
+            await forget_turns(bench.client, users[:count])
+            await bench.bare(requests)
+            prompts = {request.messages[0].content: list(request.messages) for request in requests}
+            values, same = [], True
+            for pair in range(pairs):
+                rates = {}
+                for side in ("gateway", "engine") if pair % 2 else ("engine", "gateway"):
+                    if side == "engine":
+                        wall, tokens, cached = await bench.bare(requests)
+                    else:
+                        wall, tokens, cached = await bench.converse(users[:count])
+                        # The system message holds the user's own marker: it tells whose prompt it is.
+                        same = same and all(
+                            prompts.get(request.messages[0].content) == list(request.messages)
+                            for request in bench.engine.requests
+                        )
+                        await forget_turns(bench.client, users[:count])
+                    rates[side] = tokens / wall
+                    say(f"  {side:7} x{count}: {tokens} tokens in {wall:.2f} s, {cached} prompt tokens cached")
+                values.append(rates["gateway"] / rates["engine"])
+            detail[str(count)] = interval(values) | {"prompts_identical": same}
+            say(f"throughput_ratio x{count}: {detail[str(count)]}")
+    return {
+        "throughput_ratio": {key: value["median"] for key, value in detail.items()},
+        "throughput_ratio_detail": detail,
+    }
+
+
+class Embedded:
+    """An embedded host with llama.cpp, a client, and the load process."""
+
+    def __init__(self, engine: Recording, client: PersonaeClient, load: Process, target: str, key: str) -> None:
+        self.engine = engine
+        self.client = client
+        self._load = load
+        self._target = target
+        self._key = key
+        self._serial = 0
+
+    async def turns(self, asked: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Run one turn in each (session, text), all at once, from the load process."""
+        self._serial += 1
+        turns = [[session, f"t{self._serial}", text] for session, text in asked]
+        self.engine.requests.clear()
+        return await self._load.ask({"target": self._target, "key": self._key, "turns": turns})
+
+    async def converse(self, users: Sequence[str]) -> tuple[float, int, int]:
+        """A first turn of each user in a new session: wall seconds, output tokens, cached prompt tokens."""
+        asked = []
+        for index, user in enumerate(users):
+            session = await self.client.sessions.create(user.partition("/users/")[0], user=user)
+            asked.append((session.name, QUESTIONS[index % len(QUESTIONS)]))
+        answer = await self.turns(asked)
+        for turn in answer["turns"]:
+            if turn["end"] != "turn_completed":
+                raise RuntimeError(f"a turn ended with {turn['reason']}")
+        tokens = sum(turn["output_tokens"] for turn in answer["turns"])
+        return answer["wall_s"], tokens, sum(turn["cached_input_tokens"] for turn in answer["turns"])
+
+    async def bare(self, requests: Sequence[GenerateRequest]) -> tuple[float, int, int]:
+        """The same requests straight into the engine: wall seconds, output tokens, cached prompt tokens."""
+
+        async def one(request: GenerateRequest) -> tuple[int, int]:
+            tokens = cached = 0
+            async for delta in self.engine.inner.generate(request):
+                tokens += delta.tokens
+                cached = delta.cached_input_tokens or cached
+            return tokens, cached
+
+        begun = time.perf_counter()
+        counts = await asyncio.gather(*(one(request) for request in requests))
+        wall = time.perf_counter() - begun
+        return wall, sum(tokens for tokens, _ in counts), sum(cached for _, cached in counts)
+
+
+@asynccontextmanager
+async def embedded(folder: Path, **overrides: Any) -> AsyncIterator[Embedded]:
+    """A host of its own in `folder`, with every gate, memory and the ledger on."""
+    from personae_runtime.engines.factory import build_engine
+
     settings = load_settings(
         profile="development",
         data_dir=folder,
         gateway={"port": 0},
         sessions={"turns_per_minute": 100_000},
         telemetry={"log_level": "WARNING"},
+        **overrides,
     )
     setup_logging(settings.telemetry)
-    from personae_runtime.engines.factory import build_engine
-
     engine = Recording(build_engine(settings))
     host = EmbeddedHost(settings, engine=engine)
     port = await host.start()
     load = await Process.start("tests.bench.load")
     await load.read()
-    results: dict[str, Any] = {"gates": ["matchers", "rules", *settings.policy.scorers], "engine": engine.model}
-    serial = 0
     try:
         async with PersonaeClient(f"127.0.0.1:{port}", api_key=host.development_key) as client:
-            persona = await publish(client, "nadia", REPLY_TOKENS)
-            users = [f"{persona}/users/u{index}" for index in range(max(CONCURRENCY))]
-            for user in users:
-                for ordinal, fact in enumerate(FACTS):
-                    await client.memories.create(
-                        user,
-                        memory_service_pb2.Memory(text=fact, speaker="Kim", thread="before", ordinal=ordinal),
-                    )
-            await indexed(client, users)
-
-            async def through(count: int, **more: Any) -> dict[str, Any]:
-                nonlocal serial
-                turns = []
-                for index, user in enumerate(users[:count]):
-                    session = await client.sessions.create(persona, user=user)
-                    serial += 1
-                    turns.append([session.name, f"t{serial}", QUESTIONS[index % len(QUESTIONS)]])
-                engine.requests.clear()
-                return await load.ask(
-                    {"target": f"127.0.0.1:{port}", "key": host.development_key, "turns": turns, **more}
-                )
-
-            async def bare(requests: Sequence[GenerateRequest]) -> tuple[float, int, int]:
-                async def one(request: GenerateRequest) -> tuple[int, int]:
-                    tokens = cached = 0
-                    async for delta in engine._engine.generate(request):
-                        tokens += delta.tokens
-                        cached = delta.cached_input_tokens or cached
-                    return tokens, cached
-
-                begun = time.perf_counter()
-                counts = await asyncio.gather(*(one(request) for request in requests))
-                wall = time.perf_counter() - begun
-                return wall, sum(tokens for tokens, _ in counts), sum(cached for _, cached in counts)
-
-            ratios: dict[str, Any] = {}
-            for count in CONCURRENCY:
-                # Render the prompts without the engine, and let it read each once.
-                engine.mute = True
-                await through(count)
-                engine.mute = False
-                prompts = {request.messages[-1].content: list(request.messages) for request in engine.requests}
-                requests = [*engine.requests]
-                await forget_turns(client, users[:count])
-                await bare(requests)
-                values, same = [], True
-                for pair in range(pairs):
-
-                    async def ours() -> float:
-                        nonlocal same
-                        answer = await through(count)
-                        same = same and all(
-                            prompts.get(request.messages[-1].content) == list(request.messages)
-                            for request in engine.requests
-                        )
-                        tokens = sum(turn["output_tokens"] for turn in answer["turns"])
-                        cached = sum(turn["cached_input_tokens"] for turn in answer["turns"])
-                        await forget_turns(client, users[:count])
-                        say(f"  gateway x{count}: {tokens} tokens in {answer['wall_s']:.2f} s, {cached} cached")
-                        return tokens / answer["wall_s"]
-
-                    async def theirs() -> float:
-                        wall, tokens, cached = await bare(requests)
-                        say(f"  engine  x{count}: {tokens} tokens in {wall:.2f} s, {cached} cached")
-                        return tokens / wall
-
-                    if pair % 2:
-                        engine_rate, our_rate = await theirs(), await ours()
-                    else:
-                        our_rate, engine_rate = await ours(), await theirs()
-                    values.append(our_rate / engine_rate)
-                ratios[str(count)] = interval(values) | {"prompts_identical": same}
-                say(f"throughput_ratio x{count}: {ratios[str(count)]}")
-            results["throughput_ratio"] = {key: value["median"] for key, value in ratios.items()}
-            results["throughput_ratio_detail"] = ratios
-
-            # Own work: one conversation at a time, warm prefix, short replies.
-            brief = await publish(client, "brief", 4)
-            user = f"{brief}/users/u0"
-            for ordinal, fact in enumerate(FACTS):
-                await client.memories.create(
-                    user, memory_service_pb2.Memory(text=fact, speaker="Kim", thread="before", ordinal=ordinal)
-                )
-            await indexed(client, [user])
-            own, first = [], []
-            for index in range(OWN_WORK_TURNS + 5):
-                if index % 10 == 0:
-                    session = await client.sessions.create(brief, user=user)
-                answer = await load.ask(
-                    {
-                        "target": f"127.0.0.1:{port}",
-                        "key": host.development_key,
-                        "turns": [[session.name, f"t{index}", QUESTIONS[index % len(QUESTIONS)]]],
-                    }
-                )
-                turn = answer["turns"][0]
-                if index >= 5 and turn["first_text_s"] is not None:
-                    own.append(turn["own_ms"])
-                    first.append(turn["first_text_s"] * 1000)
-            results["own_ms_p50"] = round(percentile(own, 0.5), 2)
-            results["own_ms_p95"] = round(percentile(own, 0.95), 2)
-            results["own_ms_turns"] = len(own)
-            results["first_release_ms_p50"] = round(percentile(first, 0.5), 1)
-            say(f"own work p50 {results['own_ms_p50']} ms, p95 {results['own_ms_p95']} ms")
+            yield Embedded(engine, client, load, f"127.0.0.1:{port}", host.development_key)
     finally:
         await load.stop()
         await host.stop()
-    return results
 
 
 # -- 2. synthetic ------------------------------------------------------------
@@ -322,11 +339,10 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
         nonlocal serial
         serial += 1
         turns = [
-            [session, f"r{serial}-{index}", "Tell me about the harbour."] for index, session in enumerate(ready["sessions"])
+            [session, f"r{serial}-{index}", "Tell me about the harbour."]
+            for index, session in enumerate(ready["sessions"])
         ]
-        answer = await load.ask(
-            {"target": f"127.0.0.1:{port}", "key": key, "turns": turns, **more}
-        )
+        answer = await load.ask({"target": f"127.0.0.1:{port}", "key": key, "turns": turns, **more})
         for turn in answer["turns"]:
             if turn["end"] != "turn_completed":
                 raise RuntimeError(f"a turn ended with {turn['reason']}")
@@ -375,7 +391,9 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="personae-bench-") as folder:
         root = Path(folder)
         if args.only != "synthetic":
-            results |= await llamacpp(root / "llamacpp", args.pairs, say)
+            results["gates"] = ["matchers", "rules", "ngram"]
+            results |= await own_work(root / "own", say)
+            results |= await throughput(root / "throughput", args.pairs, say)
         if args.only != "llamacpp":
             for key, scorers in (("stream_ratio", []), ("stream_ratio_all_gates", ["ngram"])):
                 detail = await synthetic(root / key, args.pairs, scorers, args, say)

@@ -7,7 +7,7 @@ synthetic clock all fit behind it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol, runtime_checkable
@@ -121,7 +121,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         """Stream one reply; the last delta, and only it, has `finish`.
 
         Closing the iterator (`aclose`) aborts the request.

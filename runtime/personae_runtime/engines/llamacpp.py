@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -151,7 +151,7 @@ class LlamaCppEngine:
             raise ConfigError(f"llama.cpp can't load {file}: {error}") from error
         return server, vocabulary
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         """See Engine.generate."""
         await self.health()
         if request.adapter is not None:

@@ -11,7 +11,7 @@ import random
 import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -131,7 +131,7 @@ class SyntheticEngine:
             self._scripts[variant] = self._write(variant)
         self._serving = True
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[EngineDelta]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         """See Engine.generate."""
         if not self._serving:
             raise EngineDead("the synthetic engine is not running")

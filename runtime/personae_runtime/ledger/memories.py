@@ -89,7 +89,9 @@ class MemoryLedger:
             )
             return True
 
-    async def list(self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int) -> list[MemoryRecord]:
+    async def list_memories(
+        self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int
+    ) -> list[MemoryRecord]:
         """Live memories of a scope, newest first, after the place `before` in that order."""
         at, memory_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
         rows = await self._database.fetch(

@@ -145,7 +145,7 @@ class PersonaLedger:
             raise NotFound(f"{name.persona_name()} does not exist")
         return _persona(row)
 
-    async def list(self, tenant: str, *, after: str, limit: int, show_deleted: bool) -> list[PersonaRow]:
+    async def list_personas(self, tenant: str, *, after: str, limit: int, show_deleted: bool) -> list[PersonaRow]:
         """Personas of a tenant with an id after `after`, by id."""
         rows = await self._database.fetch(
             "SELECT * FROM personas WHERE tenant = $1 AND persona > $2 AND ($4 OR deleted_at IS NULL)"

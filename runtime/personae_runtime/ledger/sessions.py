@@ -339,7 +339,7 @@ class SessionLedger:
             raise NotFound(f"{name.session_name()} does not exist")
         return _session(row)
 
-    async def list(self, parent: Name, *, user: str, before: int, limit: int) -> list[SessionRow]:
+    async def list_sessions(self, parent: Name, *, user: str, before: int, limit: int) -> list[SessionRow]:
         """Sessions with a key below `before`, newest first; an empty `user` is everybody."""
         rows = await self._database.fetch(
             "SELECT * FROM sessions WHERE tenant = $1 AND persona = $2 AND ($3 = '' OR user_id = $3)"

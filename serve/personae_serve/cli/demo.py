@@ -151,7 +151,8 @@ async def _show(console: Console, stream: TurnStream) -> None:
         elif kind == "usage":
             used = event.usage
             notes.append(
-                f"tokens     {used.input_tokens} in, {used.cached_input_tokens} of them cached, {used.output_tokens} out"
+                f"tokens     {used.input_tokens} in, {used.cached_input_tokens} of them cached,"
+                f" {used.output_tokens} out"
             )
         elif kind == "latency":
             took = event.latency

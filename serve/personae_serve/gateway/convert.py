@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
 
 from google.protobuf import duration_pb2, timestamp_pb2
-from personae.v1 import event_pb2, memory_service_pb2, persona_service_pb2, policy_service_pb2, session_service_pb2
 
+from personae.v1 import event_pb2, memory_service_pb2, persona_service_pb2, policy_service_pb2, session_service_pb2
 from personae_runtime.ledger.control import ConsentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
@@ -16,6 +17,8 @@ from personae_runtime.personas.definition import Exemplar, PersonaDefinition, St
 from personae_runtime.policy.decision import Decision
 from personae_runtime.sessions import events
 from personae_runtime.sessions.service import Seen
+
+E = TypeVar("E")
 
 
 def timestamp(value: datetime | None) -> timestamp_pb2.Timestamp | None:
@@ -31,6 +34,11 @@ def timestamp(value: datetime | None) -> timestamp_pb2.Timestamp | None:
 def from_timestamp(message: timestamp_pb2.Timestamp) -> datetime:
     """A Timestamp as an aware UTC datetime."""
     return message.ToDatetime(tzinfo=UTC)
+
+
+def _enum(kind: type[E], name: str) -> E:
+    """The enum value of that name; the generated wrapper calls it a plain int."""
+    return cast(E, cast(Any, kind).Value(name))
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
@@ -53,7 +61,7 @@ def persona(row: PersonaRow) -> persona_service_pb2.Persona:
     return persona_service_pb2.Persona(
         name=name,
         display_name=row.display_name,
-        type=persona_service_pb2.PersonaType.Value(_TYPE_PREFIX + row.type.upper()),
+        type=_enum(persona_service_pb2.PersonaType, _TYPE_PREFIX + row.type.upper()),
         active_revision="" if row.active_revision is None else f"{name}/revisions/{row.active_revision}",
         create_time=timestamp(row.created_at),
         update_time=timestamp(row.updated_at),
@@ -93,11 +101,11 @@ def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinitio
         card=value.card,
         style=persona_service_pb2.StyleSheet(
             tone=style.tone,
-            formality=persona_service_pb2.Formality.Value(f"FORMALITY_{(style.formality or 'unspecified').upper()}"),
+            formality=_enum(persona_service_pb2.Formality, f"FORMALITY_{(style.formality or 'unspecified').upper()}"),
             max_sentences=style.max_sentences,
             signature_phrases=style.signature_phrases,
             avoided_phrases=style.avoided_phrases,
-            emoji=persona_service_pb2.EmojiUse.Value(f"EMOJI_USE_{(style.emoji or 'unspecified').upper()}"),
+            emoji=_enum(persona_service_pb2.EmojiUse, f"EMOJI_USE_{(style.emoji or 'unspecified').upper()}"),
             language_code=style.language_code,
         ),
         exemplars=[persona_service_pb2.Exemplar(prompt=one.prompt, reply=one.reply) for one in value.exemplars],
@@ -110,7 +118,7 @@ def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinitio
 def revision(row: RevisionRow) -> persona_service_pb2.Revision:
     return persona_service_pb2.Revision(
         name=f"{Name(row.tenant, row.persona).persona_name()}/revisions/{row.revision}",
-        state=persona_service_pb2.RevisionState.Value(f"REVISION_STATE_{row.state}"),
+        state=_enum(persona_service_pb2.RevisionState, f"REVISION_STATE_{row.state}"),
         definition=definition(row.definition),
         create_time=timestamp(row.created_at),
         withdraw_time=timestamp(row.withdrawn_at),
@@ -132,7 +140,7 @@ def session(row: SessionRow) -> session_service_pb2.Session:
         name=name,
         user=row.name.user_name(),
         revision=f"{row.name.persona_name()}/revisions/{row.revision}",
-        state=session_service_pb2.SessionState.Value(f"SESSION_STATE_{row.state}"),
+        state=_enum(session_service_pb2.SessionState, f"SESSION_STATE_{row.state}"),
         age_band=bands.get(row.age_band, policy_service_pb2.AGE_BAND_UNSPECIFIED),
         region_code=row.region_code,
         disclosure=row.disclosure,
@@ -145,12 +153,12 @@ def session(row: SessionRow) -> session_service_pb2.Session:
 def turn(owner: SessionRow, row: TurnRow) -> session_service_pb2.Turn:
     return session_service_pb2.Turn(
         name=f"{owner.name.session_name()}/turns/{row.turn_id}",
-        state=session_service_pb2.TurnState.Value(f"TURN_STATE_{row.state}"),
+        state=_enum(session_service_pb2.TurnState, f"TURN_STATE_{row.state}"),
         user_text=row.user_text,
         reply_text=row.reply_text,
         create_time=timestamp(row.created_at),
         end_time=timestamp(row.ended_at),
-        finish_reason=event_pb2.FinishReason.Value(f"FINISH_REASON_{row.finish_reason or 'UNSPECIFIED'}"),
+        finish_reason=_enum(event_pb2.FinishReason, f"FINISH_REASON_{row.finish_reason or 'UNSPECIFIED'}"),
         first_event_id=row.first_event_id,
         last_event_id=row.last_event_id,
     )
@@ -174,7 +182,7 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
             message.turn_started.disclosure = body.disclosure
             message.turn_started.revision = f"{owner.name.persona_name()}/revisions/{body.revision}"
         case events.Waiting():
-            message.waiting.reason = event_pb2.Waiting.Reason.Value(f"REASON_{body.reason}")
+            message.waiting.reason = _enum(event_pb2.Waiting.Reason, f"REASON_{body.reason}")
         case events.MemoryCitation():
             cited = message.memory_citation
             cited.memory = f"{owner.name.user_name()}/memories/{body.memory_id}"
@@ -185,10 +193,10 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
                 cited.occur_time.FromDatetime(seen.memory.occurred_at)
         case events.PolicyEvent():
             told = message.policy_event
-            told.action = event_pb2.PolicyAction.Value(f"POLICY_ACTION_{body.action.upper()}")
+            told.action = _enum(event_pb2.PolicyAction, f"POLICY_ACTION_{body.action.upper()}")
             told.category = body.category
             told.reason_code = body.reason_code
-            told.stage = event_pb2.PolicyStage.Value(f"POLICY_STAGE_{body.stage.upper()}")
+            told.stage = _enum(event_pb2.PolicyStage, f"POLICY_STAGE_{body.stage.upper()}")
             told.decision = f"tenants/{owner.tenant}/decisions/{body.decision}"
         case events.Notice():
             message.notice.code = body.code
@@ -203,9 +211,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
             message.latency.first_release.CopyFrom(_duration(body.first_release_s))
         case events.TurnInterrupted():
             message.turn_interrupted.delivered_chars = body.delivered_chars
-            message.turn_interrupted.reason = event_pb2.TurnInterrupted.Reason.Value(f"REASON_{body.reason}")
+            message.turn_interrupted.reason = _enum(event_pb2.TurnInterrupted.Reason, f"REASON_{body.reason}")
         case events.TurnCompleted():
-            message.turn_completed.finish_reason = event_pb2.FinishReason.Value(f"FINISH_REASON_{body.finish_reason}")
+            message.turn_completed.finish_reason = _enum(event_pb2.FinishReason, f"FINISH_REASON_{body.finish_reason}")
         case events.GoAway():
             message.go_away.time_left.CopyFrom(_duration(body.time_left_s))
         case events.Gap():
@@ -225,7 +233,7 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
         occur_time=timestamp(row.occurred_at),
         thread=row.thread,
         ordinal=row.ordinal,
-        source=memory_service_pb2.MemorySource.Value(f"MEMORY_SOURCE_{row.source.value.upper()}"),
+        source=_enum(memory_service_pb2.MemorySource, f"MEMORY_SOURCE_{row.source.value.upper()}"),
         create_time=timestamp(row.created_at),
         expire_time=timestamp(row.expires_at),
         external_id=row.external_id,
@@ -233,15 +241,14 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
 
 
 def classification(decision: Decision) -> policy_service_pb2.ClassifyResponse:
-    action = event_pb2.PolicyAction.Value
     return policy_service_pb2.ClassifyResponse(
-        action=action(f"POLICY_ACTION_{decision.action.value.upper()}"),
+        action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{decision.action.value.upper()}"),
         category=decision.category,
         reason_code=decision.reason_code,
         rules=[
             policy_service_pb2.RuleHit(
                 rule_id=hit.rule_id,
-                action=action(f"POLICY_ACTION_{hit.action.value.upper()}"),
+                action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{hit.action.value.upper()}"),
                 category=hit.category,
                 reason_code=hit.reason_code,
                 expression=hit.expression,
@@ -263,8 +270,8 @@ def consent(row: ConsentRow) -> policy_service_pb2.ConsentEvent:
     subject = Name(row.tenant, row.persona, row.user)
     return policy_service_pb2.ConsentEvent(
         subject=subject.user_name() if row.user else subject.persona_name(),
-        purpose=policy_service_pb2.ConsentPurpose.Value(f"CONSENT_PURPOSE_{row.purpose}"),
-        state=policy_service_pb2.ConsentState.Value(f"CONSENT_STATE_{row.state}"),
+        purpose=_enum(policy_service_pb2.ConsentPurpose, f"CONSENT_PURPOSE_{row.purpose}"),
+        state=_enum(policy_service_pb2.ConsentState, f"CONSENT_STATE_{row.state}"),
         evidence=row.evidence,
         event_time=timestamp(row.created_at),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import protovalidate
@@ -29,9 +29,7 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 def to_status(error: PersonaeError) -> status_pb2.Status:
     """`google.rpc.Status` of an error: ErrorInfo always, further details where they apply."""
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    ]
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
@@ -96,9 +94,9 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or PERMISSIONS.get(method) == PUBLIC:
@@ -110,7 +108,9 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **common)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(self._guard(method, handler.unary_stream), **common)
+            return grpc.unary_stream_rpc_method_handler(
+                self._guard(method, cast(Behaviour, handler.unary_stream)), **common
+            )
         raise AssertionError(f"{method}: request streams are not part of this API")
 
     def _guard(self, method: str, behaviour: Behaviour) -> Behaviour:

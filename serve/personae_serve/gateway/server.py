@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from personae.v1 import (
     memory_service_pb2,
     memory_service_pb2_grpc,
@@ -16,7 +17,6 @@ from personae.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-
 from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
 from personae_serve.gateway.interceptor import GatewayInterceptor
