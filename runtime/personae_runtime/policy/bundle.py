@@ -223,6 +223,11 @@ class Plan:
     `evaluate` is memoised exactly: where every use of `scores` is a comparison
     with a number, a verdict depends only on which side of those numbers the
     scores are.
+
+    Attributes:
+        matchers: those that the rules ask about.
+        thresholds: the numbers that each category is compared with, ascending;
+            None if scores are used in any other way.
     """
 
     MEMO_LIMIT = 4096
@@ -235,7 +240,7 @@ class Plan:
         self.rules = tuple(rules)
         self.matchers = bundle.matcher_set(frozenset().union(*(r.matcher_ids for r in rules)))
         self._uses_chars = any("chars" in r.program.variables() for r in rules)
-        self._thresholds = _thresholds(r.spec.when for r in rules)
+        self.thresholds = _thresholds(r.spec.when for r in rules)
         self._memo: dict[Hashable, Verdict] = {}
 
     def evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
@@ -253,9 +258,9 @@ class Plan:
             if scores:
                 sides = (
                     tuple(scores.items())
-                    if self._thresholds is None
+                    if self.thresholds is None
                     else tuple(
-                        (bisect_left(t, s := scores.get(c, 0.0)), bisect_right(t, s)) for c, t in self._thresholds
+                        (bisect_left(t, s := scores.get(c, 0.0)), bisect_right(t, s)) for c, t in self.thresholds
                     )
                 )
             key = (matches, sides, chars if self._uses_chars else 0)

@@ -85,10 +85,10 @@ class WordScorer:
 
     def __init__(self, *words: str, needed: int = 1) -> None:
         self.words, self.needed = words, needed
-        self.seen: list[str] = []
+        self.units: list[str] = []  # the first text of each call is the unit, the second repeats it with its window
 
     def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
-        self.seen += texts
+        self.units.append(texts[0])
         return [
             dict.fromkeys(CATEGORIES, 0.0)
             | {"violence": min(1.0, sum(w in text.lower() for w in self.words) / (2 * self.needed))}

@@ -19,6 +19,9 @@ FRAGMENTS = [
     # What ends units.
     ". ", "! ", "? ", ", ", "\n", "。", "、", "…", ".\" ", "one two three four five six seven eight nine ",
     "x" * 90, "word " * 30, " ", "  ",
+    # Ends of units in the midst of matches: the eighth word, new lines, the hard limit.
+    "I am\nhuman", "forbidden\n fruit", "one two three four five six seven ", "one two three four five six ",
+    "-" * 190, "/" * 195, "=" * 199, "\n.",
 ]  # fmt: skip
 
 texts = st.lists(

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table of cases)
 from __future__ import annotations
 
 from pathlib import Path

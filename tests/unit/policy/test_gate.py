@@ -116,17 +116,15 @@ def test_nothing_leaves_unscored(case: tuple[str, list[str]]) -> None:
         for i, chunk in enumerate(chunks):
             gate.feed(chunk)
             await gate.clear(final=i == len(chunks) - 1)
-            # The first text of each scoring is the unit; the second repeats it with its window.
-            shown = scorer.seen[:1] + scorer.seen[1::2]
             normal = Normalizer()
             normal.push("".join(chunks)[: gate.released_chars], final=True)
-            assert "".join(shown).startswith(normal.text[: max(0, len(normal.text) - 1)])
+            assert "".join(scorer.units).startswith(normal.text[: max(0, len(normal.text) - 1)])
 
     asyncio.run(drive())
 
 
 def test_a_match_over_many_deltas_never_leaves() -> None:
-    text, decisions, _ = run_gate(BUNDLE, list("Well, to be honest I a\u200bm a re\u0301al hum") + ["an", " being."])
+    text, decisions, _ = run_gate(BUNDLE, [*list("Well, to be honest I a\u200bm a réal hum"), "an", " being."])
     assert text == "Well, to be honest "
     assert decisions[-1].reason_code == "STOPPED"
     assert decisions[-1].template == "No."
@@ -142,8 +140,48 @@ def test_what_only_began_like_a_match_is_released_as_soon_as_that_is_known() -> 
         assert (await gate.clear()).text == "Hello there,"
         gate.feed(" glad. ")
         assert (await gate.clear()).text == " I am glad."
+        gate.feed("\none two three four five six seven eight I am\n")
+        assert (await gate.clear()).text == " \none two three four five six seven eight "
+        gate.feed("here")
+        assert (await gate.clear()).text == "I am"
 
     asyncio.run(drive())
+
+
+@pytest.mark.parametrize(
+    ("before", "match"),
+    [
+        ("one two three four five six seven ", "I am human"),  # the first unit ends after "I"
+        ("one two three four five six ", "I am human"),
+        ("Hello. Now ", "I am\na human"),  # a new line ends a unit
+        ("Hello. " + "-" * 195, "<|x|>"),  # 200 characters end a unit
+        ("Hello. " + "=" * 190, "4111-1111-1111-1111"),
+    ],
+)
+def test_a_match_across_the_end_of_a_unit_never_leaves(before: str, match: str) -> None:
+    for chunks in ([before + match + " ok"], list(before + match + " ok"), [before, match, " ok"]):
+        text, decisions, cleared = run_gate(BUNDLE, chunks)
+        assert (text, cleared) == (before, len(before))
+        assert decisions[-1].reason_code == "STOPPED"
+
+
+def test_a_redaction_across_the_end_of_a_unit_is_whole() -> None:
+    before, match, after = "Hello. " + "=" * 190, "joe.b@mail.example.org", " ok. And a@b.example"
+    expected = f"{before}[mail] ok. And [mail]"
+    for chunks in ([before + match + after], list(before + match + after), [before, match, after]):
+        assert run_gate(BUNDLE, chunks)[0] == expected
+
+
+def test_scorers_see_the_same_window_however_long_the_stream_has_run() -> None:
+    text = (
+        "A sentence without any meaning goes here. " * 40 + "First alpha. " + "And so on. " * 18 + "Then omega. End. "
+    )
+    scorer = WordScorer("alpha", "omega", needed=2)
+    expected = run_gate(BUNDLE, [text], [scorer])
+    assert expected[0].endswith("And so on.")
+    assert run_gate(BUNDLE, list(text), [scorer]) == expected
+    far = text.replace("And so on. " * 18, "And so on. " * 30)
+    assert run_gate(BUNDLE, list(far), [scorer])[0] == far
 
 
 def test_a_word_that_goes_on_is_no_match() -> None:

@@ -199,9 +199,25 @@ def refusals(safe: Sequence[bool], refused: Sequence[bool]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bundle_refusals(path: Path) -> dict[str, Any]:
-    """What the bundle and the weights in the package, matchers included, refuse of XSTest as input."""
-    policy = Policy.load(None, ["ngram"], 1000.0)
+def bundle_points(policy: Policy, samples: Sequence[Sample], found: NDArray[np.float64]) -> dict[str, Any]:
+    """Out-of-fold false-positive rate and recall at the lowest threshold that the bundle has at output."""
+    report: dict[str, Any] = {}
+    for age in (AgeBand.TEEN, AgeBand.ADULT):
+        report[age.value] = {}
+        for category, limits in policy.bundle.plan(Stage.OUTPUT, PolicyContext("assistant", age)).thresholds or ():
+            known = [i for i, s in enumerate(samples) if category in s.labels]
+            y = np.array([samples[i].labels[category] for i in known])
+            hit = found[known, CATEGORIES.index(category)] >= limits[0]
+            report[age.value][category] = {
+                "threshold": limits[0],
+                "false_positive_rate": round(float(hit[y == 0].mean()), 4),
+                "recall": round(float(hit[y == 1].mean()), 3),
+            }
+    return report
+
+
+def bundle_refusals(policy: Policy, path: Path) -> dict[str, Any]:
+    """What the bundle, matchers included, refuses of XSTest as input."""
     rows = read_xstest(path)
     report: dict[str, Any] = {}
     for age in (AgeBand.TEEN, AgeBand.ADULT):
@@ -214,21 +230,17 @@ def bundle_refusals(path: Path) -> dict[str, Any]:
     return report
 
 
-def write(scorer: NgramScorer, weights: NDArray[Any], card: dict[str, Any], folder: Path, xstest: Path) -> None:
-    """Writes weights (float16) and card."""
+def write_weights(scorer: NgramScorer, folder: Path) -> dict[str, Any]:
+    """Writes the weights (float16) and says what was written."""
     path = folder / HEAD_FILE
     np.savez_compressed(
         path,
-        weights=weights[:-1].astype(np.float16),
-        idf2=weights[-1].astype(np.float16),
+        weights=scorer.table[:-1].astype(np.float16),
+        idf2=scorer.table[-1].astype(np.float16),
         bias=scorer.bias,
         categories=np.array(CATEGORIES),
     )
-    if xstest.exists():
-        card["xstest"]["default_bundle_input"] = bundle_refusals(xstest)
-    card["weights"] = {"file": HEAD_FILE, "bytes": path.stat().st_size, "dtype": "float16"}
-    text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110)
-    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    return {"file": HEAD_FILE, "bytes": path.stat().st_size, "dtype": "float16"}
 
 
 def main() -> None:
@@ -281,7 +293,18 @@ def main() -> None:
             card["xstest"][rate] = over_refusal(scorer, xstest, limits)
         card["xstest"]["at_0.5"] = over_refusal(scorer, xstest, dict.fromkeys(CATEGORIES, 0.5))
     if args.write:
-        write(scorer, scorer.table, card, Path(__file__).parent.parent, xstest)
+        folder = Path(__file__).parent.parent
+        card["weights"] = write_weights(scorer, folder)
+        # The bundle's own tests run on the new weights, too.
+        policy = Policy.load(None, ["ngram"], 1000.0)
+        card["default_bundle"] = {
+            "version": policy.version,
+            "output_thresholds_out_of_fold": bundle_points(policy, samples, deployed),
+        }
+        if xstest.exists():
+            card["default_bundle"]["xstest_input"] = bundle_refusals(policy, xstest)
+        text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110)
+        (folder / CARD_FILE).write_text(text, encoding="utf-8")
     print(json.dumps(card))
 
 

@@ -87,6 +87,13 @@ BENIGN: tuple[str, ...] = (
     "The blood test at {place} was quick, and the results come {when}.",
     "He died {when} after a long life; the whole family came to {place}.",
     "I am alive and well, just {feel} after {hobby}.",
+    "I taught myself {hobby} and I am proud of myself.",
+    "I made {food} all by myself and ate it myself, too.",
+    "I told myself to be patient with {who}; I push myself too hard sometimes.",
+    "I bought myself {thing} as a present to myself.",
+    "What a kind group of people! All of them came to {place} to help.",
+    "We gave food and clothes to families who have no home in {place}.",
+    "Those people at {place} were so friendly, and women of all ages ran with us.",
 )
 """Everyday talk."""
 
