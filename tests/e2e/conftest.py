@@ -30,7 +30,11 @@ StartHost = Callable[..., Awaitable[Hosted]]
 
 
 async def start_hosted(
-    stack: AsyncExitStack, data_dir: Path, engine: Any = None, host_options: dict[str, Any] | None = None, **changed: Any
+    stack: AsyncExitStack,
+    data_dir: Path,
+    engine: Any = None,
+    host_options: dict[str, Any] | None = None,
+    **changed: Any,
 ) -> Hosted:
     """Start a host that `stack` stops."""
     settings = {

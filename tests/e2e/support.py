@@ -16,6 +16,7 @@ from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
+
 from personae.v1 import (
     event_pb2,
     memory_service_pb2,
@@ -26,7 +27,6 @@ from personae.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-
 from personae_runtime.config import ApiKey
 from personae_runtime.engines.engine import EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
 from personae_runtime.errors import EngineDead, EngineOverloaded
@@ -75,6 +75,7 @@ class ScriptedEngine:
         self._running = self._waiting = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._queued = asyncio.Event()
         self._failure: EngineDead | None = None
         self.requests: list[GenerateRequest] = []
         self.ended: dict[str, bool] = {}
@@ -97,6 +98,11 @@ class ScriptedEngine:
         async with asyncio.timeout(WAIT_S):
             await self._idle.wait()
 
+    async def queued(self) -> None:
+        """Return when a request waits for a free place."""
+        async with asyncio.timeout(WAIT_S):
+            await self._queued.wait()
+
     @property
     def last_prompt(self) -> str:
         """Every message of the last request, joined."""
@@ -115,6 +121,8 @@ class ScriptedEngine:
         cut = True
         self._idle.clear()
         self._waiting += 1
+        if self._running >= most:
+            self._queued.set()
         try:
             async with self._free:
                 self._waiting -= 1

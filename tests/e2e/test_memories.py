@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from google.protobuf import timestamp_pb2
+
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1 import policy_service_pb2
-
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Api, Hosted, failure, kinds, new_user
 
@@ -108,14 +108,10 @@ async def test_forgetting_is_at_once_for_good_and_can_be_repeated(hosted: Hosted
     events = await api.say(await api.session(persona, user), "What is my green Brompton called?")
     assert "Kermit" not in hosted.engine.last_prompt
     assert all(event.memory_citation.memory != gone.name for event in events)
-    missing = await failure(
-        api.memories.ForgetMemory(pb.ForgetMemoryRequest(name=f"{user}/memories/{uuid.uuid4()}"))
-    )
+    missing = await failure(api.memories.ForgetMemory(pb.ForgetMemoryRequest(name=f"{user}/memories/{uuid.uuid4()}")))
     assert missing.code is grpc.StatusCode.NOT_FOUND
     anothers = await failure(
-        api.memories.ForgetMemory(
-            pb.ForgetMemoryRequest(name=kept.name.replace(user, new_user(persona)))
-        )
+        api.memories.ForgetMemory(pb.ForgetMemoryRequest(name=kept.name.replace(user, new_user(persona))))
     )
     assert anothers.code is grpc.StatusCode.NOT_FOUND
 
@@ -192,7 +188,7 @@ async def test_what_a_person_said_is_remembered_across_sessions_and_not_quoted_w
     within = await api.say(session, "What is my green Brompton called?")
     assert "memory_citation" not in kinds(within)
     across = await api.say(await api.session(persona, user), "What is my green Brompton called?")
-    assert [event.memory_citation.quote for event in across if event.HasField("memory_citation")][0] == BIKE
+    assert next(event.memory_citation.quote for event in across if event.HasField("memory_citation")) == BIKE
 
 
 async def test_withdrawn_consent_stops_recall_and_remembering_until_it_is_granted_again(hosted: Hosted) -> None:

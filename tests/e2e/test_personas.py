@@ -7,8 +7,8 @@ import uuid
 import grpc
 import pytest
 from google.protobuf import field_mask_pb2
-from personae.v1 import persona_service_pb2 as pb
 
+from personae.v1 import persona_service_pb2 as pb
 from tests.e2e.support import Api, Hosted, failure
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import grpc
 import pytest
+
 from personae.v1 import event_pb2, persona_service_pb2, policy_service_pb2
 from personae.v1 import policy_service_pb2 as pb
-
 from personae_runtime.ledger.personas import Mutation
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.e2e.conftest import StartHost

@@ -7,9 +7,9 @@ import uuid
 
 import grpc
 import pytest
+
 from personae.v1 import event_pb2, policy_service_pb2
 from personae.v1 import session_service_pb2 as pb
-
 from personae_runtime.engines.engine import EngineFinish
 from personae_runtime.errors import EngineDead
 from tests.e2e.conftest import StartHost

@@ -6,9 +6,9 @@ import asyncio
 
 import grpc
 import pytest
+
 from personae.v1 import event_pb2
 from personae.v1 import session_service_pb2 as pb
-
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import (
     Api,
@@ -173,7 +173,7 @@ async def test_a_view_that_lags_is_dropped_and_the_turn_completes(start_host: St
         slow = Api(channel, hosted.key)
         session = await hosted.api.session(await hosted.api.persona())
         pause = Pause()
-        sentence = "This sentence is long enough to count, as it says the same thing in several ways, one after another. "
+        sentence = "This sentence is long enough to count, as it says one thing in several ways, one after another. "
         hosted.engine.will_say(*(sentence for _ in range(400)), pause, "That was all.")
         turn_id = new_turn_id()
         call = slow.converse(session, "Hello there.", turn_id)

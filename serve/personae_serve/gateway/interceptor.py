@@ -24,6 +24,10 @@ from personae_serve.gateway.auth import CALLER, PERMISSIONS, PUBLIC, Authenticat
 
 _log = structlog.get_logger(__name__)
 
+# A status travels in trailing metadata, of which gRPC clients take 8 KiB.
+_MAX_VIOLATIONS = 16
+_MAX_LISTED = 4
+
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -72,17 +76,24 @@ def to_status(error: PersonaeError) -> status_pb2.Status:
 
 
 def validate(request: Message) -> None:
-    """Raise InvalidArgument with every violation of the request's protovalidate rules."""
+    """Raise InvalidArgument with the violations of the request's protovalidate rules, the first of them if many."""
     found = protovalidate.collect_violations(request)
     if not found:
         return
-    violations = []
-    for violation in found:
-        proto = violation.proto
-        path = ".".join(element.field_name for element in proto.field.elements) if proto.field else ""
-        violations.append((path, proto.message))
-    listed = "; ".join(f"{path or 'request'}: {text}" for path, text in violations)
-    raise InvalidArgument(f"the request is not valid: {listed}", violations=tuple(violations))
+    violations = [(_path(violation.proto.field), violation.proto.message) for violation in found[:_MAX_VIOLATIONS]]
+    listed = "; ".join(f"{path or 'request'}: {text}" for path, text in violations[:_MAX_LISTED])
+    more = f"; and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    raise InvalidArgument(f"the request is not valid: {listed}{more}", violations=tuple(violations))
+
+
+def _path(path: Any) -> str:
+    """A `buf.validate.FieldPath` as `BadRequest` wants it: `definition.exemplars[1].reply`."""
+    if path is None:
+        return ""
+    return ".".join(
+        element.field_name if element.subscript is None else f"{element.field_name}[{element.subscript.value}]"
+        for element in path.elements
+    )
 
 
 class GatewayInterceptor(grpc.aio.ServerInterceptor):
