@@ -127,6 +127,8 @@ class EmbeddedPostgres:
             _end_leftovers(directory)
             # A socket's path has little room, about a hundred characters.
             sockets: Path = find_suitable_socket_dir(directory, runtime)
+            for stale in sockets.glob(".s.PGSQL.*.lock"):
+                stale.unlink()
             if sockets != directory:
                 # It trusts whoever reaches the socket, so nobody else may.
                 _own(sockets, user)
@@ -219,8 +221,7 @@ def _end_leftovers(directory: Path) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(_POLL_S)
-    for stale in (directory / "postmaster.pid", *directory.glob(".s.PGSQL.*.lock")):
-        stale.unlink(missing_ok=True)
+    (directory / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _postmaster(directory: Path) -> psutil.Process | None:
