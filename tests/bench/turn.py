@@ -379,9 +379,9 @@ async def main() -> None:
     parser.add_argument("--json", action="store_true", help="only the last line")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", choices=("llamacpp", "synthetic"))
-    parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--itl-ms", type=float, default=1.0)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--itl-ms", type=float, default=0.0)
     args = parser.parse_args()
 
     def say(line: str) -> None:

@@ -21,9 +21,9 @@ from personae_runtime.sessions.events import Body, Event, TextDelta
 
 _log = structlog.get_logger(__name__)
 
-MAX_PENDING_CHARS = 400
+MAX_PENDING_CHARS = 200
 """Cleared text that may wait for the ledger before the engine's stream is left
-to wait too: two of the longest units."""
+to wait too: the longest unit."""
 
 
 class Recorder:
