@@ -41,8 +41,8 @@ Every call carries `authorization: Bearer KEY` as metadata. *Permission* is what
 cover it too. A user token has, at most, the permissions that concern its own user. `grpc.health.v1.Health` needs no
 key; neither does reflection, which is on in a development profile only.
 
-Rules are checked before a call does anything; a call that breaks one fails with INVALID_ARGUMENT and names every
-field. Texts are measured in characters (Unicode code points).
+Rules are checked before a call does anything; a call that breaks one fails with INVALID_ARGUMENT and names
+the fields. Texts are measured in characters (Unicode code points).
 
 | service | |
 |---|---|
