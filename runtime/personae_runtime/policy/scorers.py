@@ -9,7 +9,7 @@ wording, not intent; `ngram_head.json` beside the weights says how well, and
 from __future__ import annotations
 
 import io
-import threading
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Protocol, runtime_checkable
@@ -83,19 +83,15 @@ def hash_ngrams(codes: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
     return out
 
 
-_scratch = threading.local()
-
-
-def distinct(buckets: NDArray[np.uint32], bits: int) -> NDArray[np.intp]:
-    """Each bucket once, in no particular order; linear, unlike `np.unique`."""
-    index = buckets.astype(np.intp)
-    places = np.arange(len(index))
-    last: NDArray[np.intp] | None = getattr(_scratch, "last", None)
-    if last is None or len(last) < 1 << bits:
-        last = _scratch.last = np.empty(1 << bits, dtype=np.intp)
-    # Only what was just written is read.
-    last[index] = places
-    return np.compress(last[index] == places, index)
+def distinct(buckets: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """Each bucket once, ascending. As `np.unique`, at a tenth of its cost for arrays this short."""
+    if not len(buckets):
+        return buckets.astype(np.intp)
+    ordered = np.sort(buckets)
+    new = np.empty(len(ordered), dtype=np.bool_)
+    new[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered[new].astype(np.intp)
 
 
 def text_codes(text: str) -> NDArray[np.uint32]:
@@ -124,8 +120,12 @@ class NgramScorer:
     ) -> None:
         self.categories = categories
         self.deadline_s = deadline_s
-        self.table = np.ascontiguousarray(table, dtype=np.float32)
-        self.bias = np.asarray(bias, dtype=np.float32)
+        self.table = table
+        self.bias = bias
+        # A bucket's numbers side by side, in whole groups of eight: one cache line per look-up.
+        self._rows = np.zeros((table.shape[1], -(-len(table) // 8) * 8), dtype=np.float32)
+        self._rows[:, : len(table)] = table.T
+        self._bias: list[float] = bias.astype(float).tolist()
         self._bits = int(table.shape[1]).bit_length() - 1
 
     @classmethod
@@ -144,16 +144,20 @@ class NgramScorer:
             raise ConfigError(f"the n-gram scorer's weights ({HEAD_FILE}) can't be read: {e}") from e
 
     def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
-        """See `SyncScorer`. About 60 µs for a unit of 150 characters with its window."""
-        sums = np.empty((len(texts), len(self.table)), dtype=np.float32)
-        for row, text in zip(sums, texts, strict=True):
-            buckets = distinct(hash_ngrams(text_codes(text), self._bits), self._bits)
+        """See `SyncScorer`. About 100 µs for a unit of 150 characters with its window."""
+        found: list[Mapping[str, float]] = []
+        for text in texts:
+            buckets = distinct(hash_ngrams(text_codes(text), self._bits))
             # Not a matrix product: BLAS threads cost more than they save here.
-            np.add.reduce(self.table.take(buckets, axis=1), axis=1, out=row)
-        n = len(self.categories)
-        logits = sums[:, :n] / np.sqrt(np.maximum(sums[:, n : n + 1], 1e-12)) + self.bias
-        scores = 1.0 / (1.0 + np.exp(-logits))
-        return [dict(zip(self.categories, row, strict=True)) for row in scores.tolist()]
+            *sums, norm2 = np.einsum("ij->j", self._rows.take(buckets, axis=0)).tolist()[: len(self.categories) + 1]
+            norm = math.sqrt(norm2) or 1.0
+            found.append(
+                {
+                    category: 1.0 / (1.0 + math.exp(-max(-60.0, s / norm + b)))
+                    for category, s, b in zip(self.categories, sums, self._bias, strict=True)
+                }
+            )
+        return found
 
     async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `Scorer`."""

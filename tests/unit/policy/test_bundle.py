@@ -173,3 +173,10 @@ def test_the_shipped_bundle_loads_and_its_rules_have_reasons() -> None:
     bundle: Bundle = load_bundle(None, NgramScorer.load())
     assert len({r.spec.id for r in bundle.rules}) >= 20
     assert {r.spec.category for r in bundle.rules} >= {"self_harm", "identity", "disclosure", "pii", "injection"}
+
+
+def test_the_example_in_the_documentation_loads(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "policy.md").read_text(encoding="utf-8")
+    path = tmp_path / "bundle.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert "no_rival_prices" in {r.spec.id for r in load_bundle(path, NgramScorer.load()).rules}

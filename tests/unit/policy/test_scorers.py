@@ -39,12 +39,12 @@ def test_scores_do_not_depend_on_disguise_by_case_or_white_space(text: str) -> N
 def test_ngrams_are_hashed_by_content_not_by_place() -> None:
     buckets = hash_ngrams(text_codes("abab"), 16)
     assert len(buckets) == 5 + 4 + 3 + 2  # " abab " has 6 characters
-    assert len(np.unique(buckets)) == len(distinct(buckets, 16)) == 13  # "ab" comes twice
+    assert len(np.unique(buckets)) == len(distinct(buckets)) == 13  # "ab" comes twice
 
 
 @given(st.lists(st.integers(0, 255), max_size=50))
 def test_distinct_keeps_each_bucket_once(values: list[int]) -> None:
-    assert sorted(distinct(np.array(values, dtype=np.uint32), 8).tolist()) == sorted(set(values))
+    assert sorted(distinct(np.array(values, dtype=np.uint32)).tolist()) == sorted(set(values))
 
 
 def test_the_logit_is_the_sum_of_weights_over_the_norm() -> None:

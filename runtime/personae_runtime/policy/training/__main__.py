@@ -67,7 +67,7 @@ def features(texts: Sequence[str], idf: NDArray[np.float64] | None) -> tuple[Any
 
     rows, columns = [], []
     for i, text in enumerate(texts):
-        buckets = distinct(hash_ngrams(text_codes(text), BITS), BITS)
+        buckets = distinct(hash_ngrams(text_codes(text), BITS))
         rows.append(np.full(len(buckets), i))
         columns.append(buckets)
     index = (np.concatenate(rows), np.concatenate(columns))
@@ -237,7 +237,7 @@ def write_weights(scorer: NgramScorer, folder: Path) -> dict[str, Any]:
         path,
         weights=scorer.table[:-1].astype(np.float16),
         idf2=scorer.table[-1].astype(np.float16),
-        bias=scorer.bias,
+        bias=scorer.bias.astype(np.float32),
         categories=np.array(CATEGORIES),
     )
     return {"file": HEAD_FILE, "bytes": path.stat().st_size, "dtype": "float16"}
