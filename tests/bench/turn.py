@@ -152,7 +152,7 @@ async def forget_turns(client: PersonaeClient, users: Sequence[str]) -> None:
 async def indexed(client: PersonaeClient, users: Sequence[str]) -> None:
     """Return when the index has taken up every memory of the users."""
     for user in users:
-        while await client.memories.pending_index_count(user):
+        while await client.memories.pending_index_count(user):  # noqa: ASYNC110 - only asking tells
             await asyncio.sleep(0.05)
 
 
