@@ -119,7 +119,8 @@ class SessionService:
                     yield seen
                 return
             if not turn_id and hub.turn is None and (await self._sessions.get(session.name)).state == "CLOSED":
-                return
+                # What was published since the replay is still in the view.
+                view.end()
             while (event := await view.next()) is not None:
                 if isinstance(event.body, GoAway):
                     yield Seen(event)
