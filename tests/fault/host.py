@@ -31,26 +31,31 @@ from personae_runtime.engines.synthetic import SyntheticEngine
 from personae_runtime.telemetry.names import STAGE_SPANS
 from personae_serve.embedded import EmbeddedHost
 
+CREATE_MEMORY = "personae.v1.MemoryService/CreateMemory"
+FORGET_MEMORY = "personae.v1.MemoryService/ForgetMemory"
+PLACES = (*STAGE_SPANS, CREATE_MEMORY, FORGET_MEMORY)
+"""Spans in which a shot may fall: the stages of a turn, and two calls."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shot:
     """When and whom to kill.
 
     Attributes:
-        stage: span name; empty fires at once.
-        nth: which start of that stage counts, from 1.
-        delay_us: microseconds after that start; the end of the stage comes first if it is earlier.
+        place: span name; empty fires at once.
+        nth: which start of that span counts, from 1.
+        delay_us: microseconds after that start; the end of the span comes first if it is earlier.
         victim: "host", "postgres" (its postmaster) or "postgres_all" (with its backends).
     """
 
-    stage: str
+    place: str
     nth: int
     delay_us: int
     victim: str
 
 
 class Killer(SpanProcessor):
-    """Sees the stages of all turns begin and end, and fires one shot at a time."""
+    """Sees spans begin and end, and fires one shot at a time."""
 
     def __init__(self, report_fd: int) -> None:
         self._report_fd = report_fd
@@ -73,16 +78,16 @@ class Killer(SpanProcessor):
             # Looked up now: it takes longer than most stages.
             self._postgres = [process, *(process.children() if shot.victim == "postgres_all" else ())]
             self._shot, self._left, self._target = shot, shot.nth, None
-            self.report(armed=shot.stage)
-            if not shot.stage:
+            self.report(armed=shot.place)
+            if not shot.place:
                 self._fire()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        if span.name not in STAGE_SPANS or span.context is None:
+        if span.name not in PLACES or span.context is None:
             return
         with self._lock:
             self._open[span.context.span_id] = span.name
-            if self._shot is None or self._shot.stage != span.name or self._target is not None:
+            if self._shot is None or self._shot.place != span.name or self._target is not None:
                 return
             self._left -= 1
             if self._left:
@@ -108,7 +113,7 @@ class Killer(SpanProcessor):
             shot, self._shot, self._target = self._shot, None, None
             if shot is None:
                 return
-            self.report(killed=shot.victim, stage=shot.stage, open=Counter(self._open.values()))
+            self.report(killed=shot.victim, place=shot.place, open=Counter(self._open.values()))
             if shot.victim == "host":
                 os.kill(os.getpid(), signal.SIGKILL)
             for process in self._postgres:

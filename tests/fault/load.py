@@ -168,13 +168,18 @@ async def closing(stream: Any) -> AsyncIterator[Any]:
 
 
 class User:
-    """One person's client: does one thing after the other, and the last one again until it is answered."""
+    """One person's client: does one thing after the other, and the last one again until it is answered.
 
-    def __init__(self, name: str, journal: Journal, rng: random.Random, words: set[str]) -> None:
+    Args:
+        notes: share of what is done with memories rather than with turns.
+    """
+
+    def __init__(self, name: str, journal: Journal, rng: random.Random, words: set[str], notes: float = 0.2) -> None:
         self.name = name
         self._journal = journal
         self._rng = rng
         self._words = words
+        self._notes = notes
         self._session: SessionRecord | None = None
         self._pending: Any = None
         self._fresh = True
@@ -223,14 +228,14 @@ class User:
             return self._opener(self._session)
         draw = rng.random()
         mine = [memory for memory in self._journal.memories if memory.user == self.name and not memory.forgetting]
-        if draw < 0.12 or not mine:
+        if draw < self._notes * 0.55 or not mine:
             thing, word = rng.choice(_THINGS), self._word()
             memory = MemoryRecord(
                 self.name, word, f"My {thing} is called {word}.", str(uuid.UUID(int=rng.getrandbits(128), version=4))
             )
             self._journal.memories.append(memory)
             return self._creator(memory)
-        if draw < 0.2:
+        if draw < self._notes:
             memory = rng.choice(mine)
             memory.forgetting = True
             return self._forgetter(memory)

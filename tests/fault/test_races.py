@@ -93,8 +93,8 @@ class Open:
 
 
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Open]:
-    postgres = EmbeddedPostgres(tmp_path / "postgres")
+async def ledger(folder: Path) -> AsyncIterator[Open]:
+    postgres = EmbeddedPostgres(folder / "postgres")
     database = Database(await postgres.start(), pool_size=4, command_timeout_s=10)
     try:
         await database.open()
