@@ -11,15 +11,15 @@ from uuid import uuid4
 
 import grpc
 import pytest
+
 from personae.v1 import persona_service_pb2
 from personae.v1 import session_service_pb2 as pb
-
 from personae_runtime.config import load_settings
 from personae_runtime.errors import ConfigError
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_serve.embedded import EmbeddedHost, lock_data_dir
 from tests.e2e.conftest import StartHost, start_hosted
-from tests.e2e.support import Api, Hosted, Pause, ScriptedEngine, failure, kinds, new_user, read_until, rest
+from tests.e2e.support import Hosted, Pause, ScriptedEngine, failure, kinds, new_user, read_until, rest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -213,5 +213,3 @@ async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(hosted: 
         assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "LEASE_LOST")
     await hosted.host.runner._sessions.register()
     assert kinds(await api.say(session, "And again."))[-1] == "turn_completed"
-
-
