@@ -436,12 +436,12 @@ async def say_in_steps(
 
     A unit must end with white space, as only what follows tells that it has ended.
     """
-    pauses = [Pause() for _ in units]
-    hosted.engine.will_say(*(part for pair in zip(units, pauses, strict=True) for part in pair))
+    first, *others = units
+    pauses = [Pause() for _ in others]
+    hosted.engine.will_say(first, *(part for pair in zip(pauses, others, strict=True) for part in pair))
     call = hosted.api.converse(session, "Hello there.", turn_id)
     events: list[event_pb2.SessionEvent] = []
-    for pause in pauses[:-1]:
+    for pause in pauses:
         events += await read_until(call, "text_delta")
         pause.go.set()
-    pauses[-1].go.set()
     return events + await rest(call)

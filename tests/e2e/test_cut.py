@@ -95,18 +95,17 @@ async def talk(
     hosted: Hosted, client: PersonaeClient, session: str, seen: Callable[[int], None]
 ) -> list[event_pb2.SessionEvent]:
     """One turn through the SDK, unit by unit; `seen` is told the number of events there are after each."""
-    pauses = [Pause() for _ in UNITS]
-    hosted.engine.will_say(*(part for pair in zip(UNITS, pauses, strict=True) for part in pair))
+    pauses = [Pause() for _ in UNITS[1:]]
+    first, *others = UNITS
+    hosted.engine.will_say(first, *(part for pair in zip(pauses, others, strict=True) for part in pair))
     events: list[event_pb2.SessionEvent] = []
     waiting = iter(pauses)
     async with client.sessions.converse(session, "Hello there.", turn_id=new_turn_id()) as stream:
         async for event in stream:
             events.append(event)
-            if event.HasField("text_delta"):
-                next(waiting).go.set()
-                if len(events) == len(UNITS):
-                    next(waiting).go.set()
             seen(len(events))
+            if event.HasField("text_delta") and (pause := next(waiting, None)) is not None:
+                pause.go.set()
         resumes = stream.resumes
     assert resumes == 0 or kinds(events)[0] == "turn_started"
     return events
