@@ -90,5 +90,9 @@ class DictMemoryStore:
             place > cursor for memory_id, place in self._places.items() if self._records[memory_id].scope == scope
         )
 
+    async def pending_total(self, index: str) -> int:
+        cursor = await self.load_cursor(index)
+        return sum(place > cursor for place in self._places.values())
+
     async def total_changes(self) -> int:
         return len(self._places)

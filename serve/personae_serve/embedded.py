@@ -142,7 +142,9 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     await through_outage(database.migrate)
     vault = Vault(master, database)
     await through_outage(vault.verify)
-    return Stores(database, vault, MemoryLedger(database, vault), postgres)
+    memories = MemoryLedger(database, vault)
+    await memories.adopt()
+    return Stores(database, vault, memories, postgres)
 
 
 async def open_memory(

@@ -147,6 +147,23 @@ class MemoryLedger:
         found = await self.read(list(wanted)) if wanted else {}
         return {row["memory_id"]: (found.get(row["before"]), found.get(row["after"])) for row in rows}
 
+    async def adopt(self) -> None:
+        """Bring change ids that another server gave, as after a restore, into this server's order.
+
+        Without it the feed would hold such memories back until this server had
+        counted as many transactions; every index starts over.
+        """
+        async with self._database.transaction() as connection:
+            foreign = await connection.fetchval(
+                "SELECT EXISTS (SELECT 1 FROM memories WHERE change_xid > pg_current_xact_id())"
+                " OR EXISTS (SELECT 1 FROM index_cursors WHERE xid > pg_current_xact_id()::text::bigint)"
+            )
+            if foreign:
+                await connection.execute(
+                    "UPDATE memories SET change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+                )
+                await connection.execute("DELETE FROM index_cursors")
+
     async def load_cursor(self, index: str) -> ChangeCursor:
         row = await self._database.fetchrow("SELECT xid, seq FROM index_cursors WHERE index = $1", index)
         return ChangeCursor() if row is None else ChangeCursor(row["xid"], row["seq"])
@@ -166,6 +183,17 @@ class MemoryLedger:
             await self._database.fetchval(
                 "SELECT count(*) FROM memories WHERE scope = $1 AND (change_xid, change_seq) > ($2::text::xid8, $3)",
                 scope,
+                str(cursor.xid),
+                cursor.seq,
+            )
+        )
+
+    async def pending_total(self, index: str) -> int:
+        """Changes of all scopes that the named index has not taken up."""
+        cursor = await self.load_cursor(index)
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM memories WHERE (change_xid, change_seq) > ($1::text::xid8, $2)",
                 str(cursor.xid),
                 cursor.seq,
             )

@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+import asyncpg
+
 from personae_runtime.errors import LeaseLost, LedgerUnavailable
-from personae_runtime.ledger.database import Database
+from personae_runtime.ledger.database import UNREACHABLE, Database
 
 _MAX_BATCH = 2000
 _RETRY_S = 0.1
@@ -59,6 +61,7 @@ class EventWriter:
         self._in_flight: list[_Append] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._connection: asyncpg.Connection | None = None
 
     def start(self) -> None:
         """Begin to write."""
@@ -73,6 +76,7 @@ class EventWriter:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+            self._disconnect()
 
     def append(self, rows: list[EventRow], owner: str) -> asyncio.Future[None]:
         """Queue rows of one owner's turn; the future ends when they are durable.
@@ -85,6 +89,11 @@ class EventWriter:
         self._pending.append(_Append(rows, owner, future))
         self._wake.set()
         return future
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
 
     async def _run(self) -> None:
         while True:
@@ -125,10 +134,16 @@ class EventWriter:
         )
         while True:
             try:
-                async with self._database.connection() as connection:
-                    ended = await connection.fetchval(
+                # A connection of its own: this is the busiest statement of a host.
+                if self._connection is None:
+                    self._connection = await self._database.connect()
+                try:
+                    ended = await self._connection.fetchval(
                         "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", owner, *columns
                     )
+                except UNREACHABLE as error:
+                    self._disconnect()
+                    raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(error).__name__}") from error
                 if self._observe is not None:
                     self._observe(len(rows), time.monotonic() - begun)
                 if ended is None:

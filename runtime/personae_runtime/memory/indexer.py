@@ -78,6 +78,10 @@ class Indexer:
         """The cursor's name in the ledger."""
         return self._name
 
+    async def pending(self) -> int:
+        """Changes of all scopes that the index has not taken up."""
+        return await self._store.pending_total(self._name)
+
     def notify(self) -> None:
         """Say that something was written; `run` looks at once. Call from the loop's thread."""
         self._wake.set()

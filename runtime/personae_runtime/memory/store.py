@@ -93,6 +93,10 @@ class MemoryStore(Protocol):
         """Changes of a scope that the named index has not taken up."""
         ...
 
+    async def pending_total(self, index: str) -> int:
+        """Changes of all scopes that the named index has not taken up."""
+        ...
+
     async def total_changes(self) -> int:
         """Changes in the whole feed; the length of a reindex."""
         ...

@@ -506,7 +506,7 @@ class TurnRunner:
         gate_span = None
         finish: EngineFinish | None = None
         with self._telemetry.stage(names.SPAN_GENERATE, turn.context) as span:
-            span.set_attribute(names.ATTR_GEN_AI_REQUEST_MODEL, self._engine.model)
+            self._describe_request(span, turn, request)
             turn.prompt_at = time.monotonic()
             try:
                 async with aclosing(self._engine.generate(request)) as deltas:
@@ -536,6 +536,9 @@ class TurnRunner:
                     gate_span.end()
                 span.set_attribute(names.ATTR_GEN_AI_USAGE_INPUT_TOKENS, turn.input_tokens)
                 span.set_attribute(names.ATTR_GEN_AI_USAGE_OUTPUT_TOKENS, turn.output_tokens)
+                span.set_attribute(names.ATTR_GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, turn.cached_input_tokens)
+                if finish is not None:
+                    span.set_attribute(names.ATTR_GEN_AI_RESPONSE_FINISH_REASONS, (finish.value,))
         if finish is None or finish is EngineFinish.ABORT:
             raise EngineDead("the engine ended the request early")
         return TurnCompleted("LENGTH" if finish is EngineFinish.LENGTH else "STOP")
@@ -677,6 +680,23 @@ class TurnRunner:
         await self._control.fresh(_FRESH_TIMEOUT_S)
         require_speech(turn.watch.standing)
 
+    def _describe_request(self, span: trace.Span, turn: LiveTurn, request: GenerateRequest) -> None:
+        if span.is_recording():
+            session = turn.session
+            span.set_attributes(
+                {
+                    names.ATTR_GEN_AI_OPERATION_NAME: "chat",
+                    names.ATTR_GEN_AI_PROVIDER_NAME: self._settings.engine.kind,
+                    names.ATTR_GEN_AI_REQUEST_MODEL: self._engine.model,
+                    names.ATTR_GEN_AI_REQUEST_MAX_TOKENS: request.max_tokens,
+                    names.ATTR_GEN_AI_REQUEST_TEMPERATURE: request.temperature,
+                    names.ATTR_GEN_AI_CONVERSATION_ID: session.name.session_name(),
+                    names.ATTR_GEN_AI_AGENT_ID: session.name.persona_name(),
+                    names.ATTR_GEN_AI_AGENT_VERSION: str(session.revision),
+                    names.ATTR_TURN_ID: turn.turn_id,
+                }
+            )
+
     def _release(self, turn: LiveTurn, text: str) -> None:
         """Hand cleared text over to be recorded and delivered."""
         if turn.record_span is None:
@@ -689,7 +709,7 @@ class TurnRunner:
 
     def _pause_s(self) -> float:
         """Seconds that text may wait for company: none at low load, more with each stream."""
-        streams = self.hubs.view_count()
+        streams = len(self.hubs)
         share = (streams - _COALESCE_FROM_STREAMS) / (_COALESCE_FULL_STREAMS - _COALESCE_FROM_STREAMS)
         return min(1.0, max(0.0, share)) * self._settings.sessions.coalesce_max_ms / 1000
 
@@ -731,6 +751,8 @@ class TurnRunner:
             if now - renewed >= renew_every:
                 renewed = now
                 try:
+                    if self._indexer is not None:
+                        self._telemetry.index_pending.set(await self._indexer.pending())
                     await self._sessions.renew()
                     for session_pk in await self._sessions.recover():
                         self._attach_again(session_pk)

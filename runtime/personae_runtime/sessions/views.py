@@ -159,6 +159,6 @@ class Hubs:
         """Every turn that runs."""
         return [hub.turn for hub in self._hubs.values() if hub.turn is not None]
 
-    def view_count(self) -> int:
-        """Views open now."""
-        return sum(len(hub.views) for hub in self._hubs.values())
+    def __len__(self) -> int:
+        """Sessions in which something runs or that somebody watches."""
+        return len(self._hubs)

@@ -194,20 +194,25 @@ _STATEMENTS = (
         p_owner text, p_session bigint[], p_event bigint[], p_turn integer[],
         p_kind text[], p_body bytea[], p_at timestamptz[]
     ) RETURNS text[] LANGUAGE plpgsql AS $$
+    DECLARE
+        ended text[];
     BEGIN
         PERFORM 1 FROM owners WHERE owner = p_owner AND fenced_at IS NULL FOR KEY SHARE;
         IF NOT FOUND THEN
             RETURN NULL;
         END IF;
-        INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)
-        SELECT n.* FROM unnest(p_session, p_event, p_turn, p_kind, p_body, p_at)
-            AS n (session_pk, event_id, turn_no, kind, body, created_at)
-            JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state = 'RUNNING'
-        ON CONFLICT DO NOTHING;
-        RETURN ARRAY(
-            SELECT DISTINCT t.session_pk || '/' || t.turn_no FROM unnest(p_session, p_turn) AS n (session_pk, turn_no)
-            JOIN turns t ON t.session_pk = n.session_pk AND t.turn_no = n.turn_no AND t.state <> 'RUNNING'
+        ended := ARRAY(
+            SELECT n.session_pk || '/' || n.turn_no FROM unnest(p_session, p_turn) AS n (session_pk, turn_no)
+            WHERE (n.session_pk, n.turn_no) NOT IN (
+                SELECT session_pk, turn_no FROM turns WHERE state = 'RUNNING' AND session_pk = ANY (p_session)
+            )
         );
+        INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)
+        SELECT * FROM unnest(p_session, p_event, p_turn, p_kind, p_body, p_at)
+            AS n (session_pk, event_id, turn_no, kind, body, created_at)
+        WHERE ended = '{}' OR n.session_pk || '/' || n.turn_no <> ALL (ended)
+        ON CONFLICT DO NOTHING;
+        RETURN ended;
     END $$""",
 )
 
