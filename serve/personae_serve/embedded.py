@@ -143,7 +143,7 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     vault = Vault(master, database)
     await through_outage(vault.verify)
     memories = MemoryLedger(database, vault)
-    await memories.adopt()
+    await through_outage(memories.adopt)
     return Stores(database, vault, memories, postgres)
 
 

@@ -751,12 +751,13 @@ class TurnRunner:
             if now - renewed >= renew_every:
                 renewed = now
                 try:
-                    if self._indexer is not None:
-                        self._telemetry.index_pending.set(await self._indexer.pending())
                     await self._sessions.renew()
                     for session_pk in await self._sessions.recover():
                         self._attach_again(session_pk)
                     suspects = await self._close_lost(suspects)
+                    # Last: a lease must not wait for a count.
+                    if self._indexer is not None:
+                        self._telemetry.index_pending.set(await self._indexer.pending())
                 except LeaseLost:
                     _log.error("fenced_off")
                     for turn in self.hubs.running():
