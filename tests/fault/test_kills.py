@@ -107,59 +107,60 @@ async def test_nothing_acknowledged_is_lost_when_host_or_postgres_is_killed(
     ]
     places: Counter[str] = Counter()
     victims: Counter[str] = Counter()
+    ids: dict[str, list[int]] = {}
     searched = 0
     begun = time.monotonic()
+    try:
+        await host.start()
+        async with host.channel() as channel:
+            await make_persona(Api(channel, host.key))
+        for number, shot in enumerate(plan(KILLS, rng), 1):
+            at = time.monotonic()
+            await one_round(host, users, shot, places)
+            back = time.monotonic()
+            victims[shot.victim] += 1
+            fail_if_wrong(journal, host, f"under load around kill {number}, {shot}")
 
-    await host.start()
-    async with host.channel() as channel:
-        await make_persona(Api(channel, host.key))
-    for number, shot in enumerate(plan(KILLS, rng), 1):
-        at = time.monotonic()
-        await one_round(host, users, shot, places)
-        back = time.monotonic()
-        victims[shot.victim] += 1
-        fail_if_wrong(journal, host, f"under load around kill {number}, {shot}")
+            async with host.channel() as channel:
+                api = Api(channel, host.key)
+                sessions = {turn.session: None for turn in journal.touched}
+                ids = await verify.ledger(host.dsn, host.data_dir, journal, sessions)
+                await verify.replays(api, journal, list(journal.touched), ids)
+                await verify.memories(api, journal, journal.memories[searched:])
+            fail_if_wrong(journal, host, f"after kill {number}, {shot}")
+            print(
+                f"kill {number}/{KILLS}: {shot.victim} in {short(shot.place)},"
+                f" back after {back - at:.1f} s, verified in {time.monotonic() - back:.1f} s"
+            )
+            journal.touched.clear()
+            searched = max(0, len(journal.memories) - 40)
+            for user in users:
+                if rng.random() < 0.5:
+                    user.renew()
 
+        # What was unanswered at the last kill is answered, and then all of it is read once more.
         async with host.channel() as channel:
             api = Api(channel, host.key)
-            sessions = {turn.session: None for turn in journal.touched}
-            ids = await verify.ledger(host.dsn, host.data_dir, journal, sessions)
-            await verify.replays(api, journal, list(journal.touched), ids)
-            await verify.memories(api, journal, journal.memories[searched:])
-        fail_if_wrong(journal, host, f"after kill {number}, {shot}")
-        print(
-            f"kill {number}/{KILLS}: {shot.victim} in {short(shot.place)},"
-            f" back after {back - at:.1f} s, verified in {time.monotonic() - back:.1f} s"
-        )
-        journal.touched.clear()
-        searched = max(0, len(journal.memories) - 40)
-        for user in users:
-            if rng.random() < 0.5:
-                user.renew()
-
-    # What was unanswered at the last kill is answered, and then all of it is read once more.
-    async with host.channel() as channel:
-        api = Api(channel, host.key)
-        stop = asyncio.Event()
-        stop.set()
-        await asyncio.gather(*(user.run(api, stop) for user in users))
-        ids = await verify.ledger(host.dsn, host.data_dir, journal, journal.sessions)
-        await verify.memories(api, journal, journal.memories)
-        await verify.closed(api, journal, journal.sessions, ids)
-    fail_if_wrong(journal, host, "at the end")
-    turns = sum(len(session.turns) for session in journal.sessions)
-    assert len(ids) == turns
-    await host.stop()
-    assert not host.postgres()
-
-    histogram = " ".join(f"{short(place)}={places[place]}" for place in PLACES)
-    with capsys.disabled():
-        print(
-            f"\nkills: seed={SEED} kills={sum(victims.values())} {histogram} | "
-            + " ".join(f"{victim}={count}" for victim, count in sorted(victims.items()))
-            + f" | {turns} turns, {sum(map(len, ids.values()))} events, {len(journal.memories)} memories, none lost,"
-            f" {time.monotonic() - begun:.0f} s"
-        )
+            stop = asyncio.Event()
+            stop.set()
+            await asyncio.gather(*(user.run(api, stop) for user in users))
+            ids = await verify.ledger(host.dsn, host.data_dir, journal, journal.sessions)
+            await verify.memories(api, journal, journal.memories)
+            await verify.closed(api, journal, journal.sessions, ids)
+        fail_if_wrong(journal, host, "at the end")
+        assert len(ids) == sum(len(session.turns) for session in journal.sessions)
+        await host.stop()
+        assert not host.postgres()
+    finally:
+        # Whatever went wrong: with the seed it can be tried again.
+        histogram = " ".join(f"{short(place)}={places[place]}" for place in PLACES)
+        with capsys.disabled():
+            print(
+                f"\nkills: seed={SEED} kills={sum(victims.values())} {histogram} | "
+                + " ".join(f"{victim}={count}" for victim, count in sorted(victims.items()))
+                + f" | {len(ids)} turns, {sum(map(len, ids.values()))} events, {len(journal.memories)} memories,"
+                f" {len(journal.wrong)} wrong, {time.monotonic() - begun:.0f} s"
+            )
     if len(names.STAGE_SPANS) <= KILLS:
         assert all(places[stage] for stage in names.STAGE_SPANS), f"seed {SEED}: a stage without a kill: {places}"
         assert victims["host"]
