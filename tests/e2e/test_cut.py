@@ -81,8 +81,9 @@ class Proxy:
 async def behind_a_proxy(hosted: Hosted) -> AsyncIterator[tuple[Proxy, PersonaeClient]]:
     proxy = Proxy(hosted.port)
     await proxy.start()
+    # Many short attempts: the channel's own pause before it connects again is longer than a few of them.
     client = PersonaeClient(
-        f"127.0.0.1:{proxy.port}", api_key=hosted.key, backoff_s=0.01, max_backoff_s=0.05, resume_timeout_s=20
+        f"127.0.0.1:{proxy.port}", api_key=hosted.key, max_attempts=500, backoff_s=0.01, max_backoff_s=0.05
     )
     try:
         async with client:

@@ -177,8 +177,10 @@ async def test_migrations_can_be_run_again_and_by_many_at_once(hosted: Hosted) -
     assert found.name == persona
 
 
-async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(hosted: Hosted, tmp_path: Path) -> None:
+async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(start_host: StartHost, tmp_path: Path) -> None:
     """The same host id, as after a kill: the new process fences the old one off."""
+    # A lease that is not renewed while the test runs: the old process must not hear of it too early.
+    hosted = await start_host(ledger={"lease_s": 600})
     api = hosted.api
     persona = await api.persona()
     session = await api.session(persona)
@@ -186,11 +188,13 @@ async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(hosted: 
     call = api.converse(session, "Hello there.", "t1")
     seen = await read_until(call, "text_delta")
     directory = hosted.host.settings.data_dir
+    (tmp_path / "second").mkdir()
     for name in ("host-id", "master.key"):
-        (tmp_path / name).write_bytes((directory / name).read_bytes())
-        (tmp_path / name).chmod(0o600)
+        copy = tmp_path / "second" / name
+        copy.touch(0o600)
+        copy.write_bytes((directory / name).read_bytes())
     async with AsyncExitStack() as stack:
-        second = await start_hosted(stack, tmp_path, ledger={"dsn": hosted.host.stores.database.dsn})
+        second = await start_hosted(stack, tmp_path / "second", ledger={"dsn": hosted.host.stores.database.dsn})
         [turn] = await second.api.turns(session)
         assert (turn.state, turn.reply_text) == (pb.TURN_STATE_INTERRUPTED, "It was delivered.")
         replayed = await second.api.attached(session, turn_id="t1")
