@@ -361,7 +361,8 @@ class EmbeddedHost:
         """Serving is: the engine answers and the ledger does."""
         while not self._stopping.is_set():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _HEALTH_PERIOD_S)
+                async with asyncio.timeout(_HEALTH_PERIOD_S):
+                    await self._stopping.wait()
                 return
             try:
                 await self.engine.health()

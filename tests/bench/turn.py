@@ -42,7 +42,7 @@ from personae_serve.embedded import EmbeddedHost
 from tests.bench.servers import definition
 
 CONCURRENCY = (1, 4, 16)
-REPLY_TOKENS = 128
+REPLY_TOKENS = 64
 OWN_WORK_TURNS = 100
 WARM_UP_TURNS = 5
 # At most 32 tokens each, as the budget says.

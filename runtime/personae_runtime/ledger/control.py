@@ -233,7 +233,8 @@ class ControlWatcher:
         self._fresh.clear()
         self._wake.set()
         try:
-            await asyncio.wait_for(self._fresh.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._fresh.wait()
         except TimeoutError:
             raise LedgerUnavailable("the control epoch is stale: withdrawals could be missed") from None
 
@@ -251,7 +252,9 @@ class ControlWatcher:
                 while True:
                     await self._poll(connection)
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                        # Not wait_for, which in Python 3.11 can lose a cancellation.
+                        async with asyncio.timeout(_POLL_S):
+                            await self._wake.wait()
                     self._wake.clear()
             except (LedgerUnavailable, *UNREACHABLE):
                 await asyncio.sleep(_POLL_S)

@@ -146,9 +146,11 @@ class Recall:
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:
             if embedding is not None:
-                return await asyncio.wait_for(asyncio.shield(embedding), deadline_s)
+                async with asyncio.timeout(deadline_s):
+                    return await asyncio.shield(embedding)
             if self._embedder is not None:
-                return (await asyncio.wait_for(self._embedder.embed([query]), deadline_s))[0]
+                async with asyncio.timeout(deadline_s):
+                    return (await self._embedder.embed([query]))[0]
         except TimeoutError:
             self._on_fallback(Fallback.DEADLINE)
         except Exception:  # recall is worth having without it, whatever went wrong

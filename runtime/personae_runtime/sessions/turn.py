@@ -769,7 +769,8 @@ class TurnRunner:
                     # Without upkeep every lease would run out.
                     _log.exception("lease_upkeep_failed")
             try:
-                await asyncio.wait_for(stop.wait(), period)
+                async with asyncio.timeout(period):
+                    await stop.wait()
             except TimeoutError:
                 continue
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 USER = "marta"
 QUESTIONS = (
-    "What colour is my bike, and what do I call her?",
+    "What did I say I am allergic to?",
     "Are you a real person?",
 )
 
