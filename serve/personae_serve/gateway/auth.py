@@ -5,7 +5,9 @@ Deny by default: a method that is not in PERMISSIONS can't be called.
 
 from __future__ import annotations
 
+import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -144,8 +146,11 @@ def development_key(data_dir: Path, tenant: str = "demo") -> tuple[ApiKey, str, 
     made = not path.exists()
     if made:
         data_dir.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text("pk-dev-" + secrets.token_urlsafe(24))
+        # Whole or not at all: a start that dies here leaves no empty key behind.
+        descriptor, temporary = tempfile.mkstemp(prefix=".development-key.", dir=data_dir)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("pk-dev-" + secrets.token_urlsafe(24))
+        os.replace(temporary, path)
     key = path.read_text().strip()
     entry = ApiKey(id="development", sha256=sha256(key.encode()).hexdigest(), tenant=tenant, permissions=("*",))
     return entry, key, made
