@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -66,7 +67,10 @@ async def test_a_real_persona_recalls_answers_and_can_be_interrupted(hosted: Hos
                     break
             turn = await stream.cancel()
             rest = [event async for event in stream]
-        assert host.engine.capacity().running == 0
+        # llama.cpp lets go of the slot with its next token.
+        async with asyncio.timeout(30):
+            while host.engine.capacity().running:  # noqa: ASYNC110 - the engine tells by being asked
+                await asyncio.sleep(0.01)
         if turn.state == session_service_pb2.TURN_STATE_INTERRUPTED:
             assert rest[-1].turn_interrupted.reason == event_pb2.TurnInterrupted.REASON_CANCELLED
             assert rest[-1].turn_interrupted.delivered_chars == len(turn.reply_text)
