@@ -260,7 +260,10 @@ class LoopLagMonitor:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        # The first at once, so that even a host that lives briefly has one.
+        wait = 0.0
         while True:
-            due = time.monotonic() + self._interval_s
-            await asyncio.sleep(self._interval_s)
+            due = time.monotonic() + wait
+            await asyncio.sleep(wait)
             self._histogram.record(max(0.0, time.monotonic() - due))
+            wait = self._interval_s
