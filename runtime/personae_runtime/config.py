@@ -285,6 +285,83 @@ class TelemetrySettings(_Section):
     log_format: Literal["json", "console"] = Field("json", description="`console` for people.", examples=["json"])
 
 
+class ReplicaSettings(_Section):
+    """How many replicas a deployment has and what each is given."""
+
+    min_replicas: int = Field(1, ge=0, description="Fewest replicas.", examples=[1])
+    max_replicas: int = Field(1, ge=1, description="Most replicas.", examples=[4])
+    num_cpus: float = Field(1.0, ge=0, description="Processors that Ray sets aside for a replica.", examples=[1])
+    upscale_delay_s: float = Field(
+        5.0, ge=0, description="Seconds that load must stay above the target before replicas are added.", examples=[5]
+    )
+    downscale_delay_s: float = Field(
+        300.0, ge=0, description="Seconds that load must stay below the target before replicas go.", examples=[300]
+    )
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("max_replicas of at least min_replicas")
+        return self
+
+
+class GatewayDeploymentSettings(ReplicaSettings):
+    """The gateway deployment."""
+
+    target_streams: int = Field(400, ge=1, description="Open streams per replica that scaling aims at.", examples=[400])
+    target_admission_ms: float = Field(
+        100.0, gt=0, description="Milliseconds to the first event (p95) above which replicas are added.", examples=[100]
+    )
+
+
+class ModelDeploymentSettings(EngineSettings, ReplicaSettings):
+    """A model deployment: an engine, and its replicas."""
+
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of one engine worker.", examples=[1])
+    target_ongoing: float = Field(
+        0.0,
+        ge=0,
+        description="Requests per replica that scaling aims at; 0 means three quarters of `parallel`.",
+        examples=[48],
+    )
+
+
+class ClusterSettings(_Section):
+    """The Ray Serve application that `personae up --cluster` deploys."""
+
+    address: str | None = Field(
+        None, description="Ray cluster to deploy to; unset starts one on this machine.", examples=["auto"]
+    )
+    application: str = Field("personae", description="Name of the Serve application.", examples=["personae"])
+    models: tuple[ModelDeploymentSettings, ...] = Field(
+        (),
+        description="One model deployment each; the first is the default. Empty means one of `[engine]`.",
+        examples=[[]],
+    )
+    gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
+    memory: ReplicaSettings = ReplicaSettings()
+    guard: ReplicaSettings = ReplicaSettings()
+    affinity_load_factor: float = Field(
+        1.25,
+        gt=1,
+        description="A replica takes at most this many times the mean load before sessions go to the next on the ring.",
+        examples=[1.25],
+    )
+    token_coalesce_ms: float = Field(
+        20.0,
+        ge=0,
+        description="Longest that a model replica gathers deltas before it hands them on; the first goes at once.",
+        examples=[20],
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _models_differ(cls, models: tuple[ModelDeploymentSettings, ...]) -> tuple[ModelDeploymentSettings, ...]:
+        if len({model.model for model in models}) < len(models):
+            raise ValueError("models that differ in `model`")
+        return models
+
+
 def default_data_dir() -> Path:
     """`~/.local/share/personae`, or under XDG_DATA_HOME."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
@@ -332,6 +409,7 @@ class Settings(BaseSettings):
     sessions: SessionSettings = SessionSettings()
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
     def _production_is_strict(self) -> Self:
@@ -342,6 +420,8 @@ class Settings(BaseSettings):
             wrong["ledger.master_key"] = "set in production: only development generates a key"
         if self.engine.kind == "synthetic":
             wrong["engine.kind"] = "an engine with a model: `synthetic` is for load tests in development"
+        if any(model.kind == "synthetic" for model in self.cluster.models):
+            wrong["cluster.models"] = "engines with a model: `synthetic` is for load tests in development"
         if not self.policy.scorers:
             wrong["policy.scorers"] = "at least one scorer: only development may run without"
         if wrong:
@@ -483,10 +563,11 @@ def configuration_markdown() -> str:
         for row in rows:
             cells = (f"`{row.key}`<br>`{row.env}`", row.type, f"`{row.default}`", row.description)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "### Items of `auth.api_keys`", "", "| key | accepts | meaning | example |", "|---|---|---|---|"]
-    for name, field in ApiKey.model_fields.items():
-        cells = (f"`{name}`", _accepts(field), field.description or "", f"`{_example(field)}`")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for path, item in _lists():
+        lines += ["", f"### Items of `{path}`", "", "| key | accepts | meaning | example |", "|---|---|---|---|"]
+        for name, field in item.model_fields.items():
+            cells = (f"`{name}`", _accepts(field), field.description or "", f"`{_example(field)}`")
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -505,6 +586,22 @@ def _leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tu
             yield (*prefix, name), field
         else:
             yield from _leaves(section, (*prefix, name))
+
+
+def _item_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a list's items, if they are tables."""
+    args = get_args(field.annotation)
+    if get_origin(field.annotation) is tuple and isinstance(args[0], type) and issubclass(args[0], BaseModel):
+        return args[0]
+    return None
+
+
+def _lists() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Settings that are lists of tables: key and the model of an item."""
+    for path, field in _leaves(Settings):
+        item = _item_of(field)
+        if item is not None:
+            yield ".".join(path), item
 
 
 def _sections() -> Iterator[tuple[str, str, list[SettingRow]]]:
@@ -737,7 +834,8 @@ def _problems_of(error: ValidationError, sources: _Sources) -> list[_Problem]:
         field = _field_at(tuple(part for part in loc if isinstance(part, str)))
         if item["type"] == "extra_forbidden" or field is None:
             if in_list:
-                expected = _did_you_mean(str(loc[-1]), list(ApiKey.model_fields))
+                listed = dict(_lists())[".".join(env_path)]
+                expected = _did_you_mean(str(loc[-1]), list(listed.model_fields))
             else:
                 expected = _did_you_mean(key, [".".join(path) for path, _ in _leaves(Settings)])
             problems.append(_problem(key, "unknown key" + sources.phrase(env_path), None, expected, ""))
@@ -764,9 +862,8 @@ def _field_at(path: tuple[str, ...]) -> FieldInfo | None:
         field = model.model_fields.get(name)
         if field is None:
             return None
-        args = get_args(field.annotation)
-        if get_origin(field.annotation) is tuple and isinstance(args[0], type) and issubclass(args[0], BaseModel):
-            model = args[0]
+        if (item := _item_of(field)) is not None:
+            model = item
         elif (section := _section_of(field)) is not None:
             model = section
     return field

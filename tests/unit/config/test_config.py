@@ -187,17 +187,19 @@ def test_every_setting_is_documented_with_an_example() -> None:
 
 
 def test_every_example_of_a_plain_setting_is_accepted() -> None:
-    def check(model: type, prefix: str) -> None:
+    def check(model: type, *sections: str) -> None:
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             if hasattr(field.annotation, "model_fields"):
-                check(field.annotation, name)
+                check(field.annotation, *sections, name)
             elif name != "master_key" and field.examples:
                 override = {name: field.examples[0]}
                 if override == {"profile": "production"}:
                     override["ledger"] = {"master_key": KEY}
-                load_settings(**({prefix: override} if prefix else override))
+                for section in reversed(sections):
+                    override = {section: override}
+                load_settings(**override)
 
-    check(Settings, "")
+    check(Settings)
 
 
 def test_effective_settings_say_where_each_value_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
