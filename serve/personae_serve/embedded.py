@@ -247,7 +247,9 @@ class EmbeddedHost:
                 raise ConfigError("auth.api_keys is required outside a development profile")
             entry, self.development_key, self.development_key_is_new = development_key(settings.data_dir)
             keys.append(entry)
-        self.engine = self._engine or build_engine(settings)
+        self.engine = self._engine or build_engine(
+            settings.engine, profile=settings.profile, models_dir=settings.models_dir
+        )
         stack.push_async_callback(self.engine.close)
 
         try:

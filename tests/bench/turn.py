@@ -294,7 +294,7 @@ async def embedded(folder: Path, **overrides: Any) -> AsyncIterator[Embedded]:
         **overrides,
     )
     setup_logging(settings.telemetry)
-    engine = Recording(build_engine(settings))
+    engine = Recording(build_engine(settings.engine, profile=settings.profile, models_dir=settings.models_dir))
     host = EmbeddedHost(settings, engine=engine)
     port = await host.start()
     load = await Process.start("tests.bench.load")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
-from personae_runtime.config import Settings
+from personae_runtime.config import EngineSettings
 from personae_runtime.engines.engine import Engine
 
 
-def build_engine(settings: Settings) -> Engine:
-    """The engine that `settings.engine` names, not started yet.
+def build_engine(engine: EngineSettings, *, profile: str, models_dir: Path) -> Engine:
+    """The engine that these settings name, not started yet.
 
     Loads no model and imports no engine library: that is `start`'s work, and so
     are the errors about missing files and unfit profiles.
+
+    Args:
+        engine: the host's `[engine]`, or one of a cluster's models.
+        profile: the host's profile, `development` or `production`.
+        models_dir: where model files lie.
     """
-    engine = settings.engine
     if engine.kind == "synthetic":
         from personae_runtime.engines.synthetic import SyntheticEngine
 
         return SyntheticEngine(
-            profile=settings.profile,
+            profile=profile,
             ttft_ms=engine.synthetic_ttft_ms,
             itl_ms=engine.synthetic_itl_ms,
             tokens=engine.synthetic_tokens,
@@ -33,7 +38,7 @@ def build_engine(settings: Settings) -> Engine:
     from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file
 
     return LlamaCppEngine(
-        file=partial(gguf_file, engine.model, settings.models_dir),
+        file=partial(gguf_file, engine.model, models_dir),
         model=engine.model,
         threads=engine.threads,
         parallel=engine.parallel,
