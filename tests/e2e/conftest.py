@@ -65,7 +65,7 @@ async def hosted(shared_host: Hosted) -> AsyncIterator[Hosted]:
     """The shared host with nothing scripted, and nothing left running afterwards."""
     shared_host.engine.clear()
     yield shared_host
-    for turn in shared_host.host.runner.hubs.running():
+    for turn in shared_host.host.gateway.runner.hubs.running():
         turn.stop("CANCELLED")
         await turn.ended.wait()
     shared_host.engine.clear()

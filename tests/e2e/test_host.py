@@ -204,7 +204,7 @@ async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(start_ho
         assert replayed[-1].event_id > seen[-1].event_id + 1000
 
         # The first process, fenced off, changes nothing; it takes up a new name and goes on.
-        [lost] = hosted.host.runner.hubs.running()
+        [lost] = hosted.host.gateway.runner.hubs.running()
         lost.stop("CANCELLED")
         await lost.ended.wait()
         broken = await failure(rest(call))
@@ -215,5 +215,5 @@ async def test_a_turn_that_a_dead_host_left_is_closed_at_the_next_start(start_ho
         assert kinds(await second.api.say(session, "Hello again."))[-1] == "turn_completed"
         refused = await failure(api.converse(await api.session(persona), "Hello there."))
         assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "LEASE_LOST")
-    await hosted.host.runner._sessions.register()
+    await hosted.host.gateway.runner._sessions.register()
     assert kinds(await api.say(session, "And again."))[-1] == "turn_completed"

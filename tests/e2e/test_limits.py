@@ -6,6 +6,7 @@ import grpc
 import pytest
 
 from personae.v1 import persona_service_pb2, session_service_pb2
+from personae_runtime.engines.registry import Engines
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Hosted, Pause, ScriptedEngine, failure, kinds, new_turn_id, read_until, rest
 
@@ -26,7 +27,9 @@ async def test_metadata_above_its_limit_is_refused(hosted: Hosted) -> None:
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_text_that_is_too_long_for_the_api_or_the_model_is_refused(hosted: Hosted) -> None:
+async def test_a_text_that_is_too_long_for_the_api_or_the_model_is_refused(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     api = hosted.api
     session = await api.session(await api.persona())
     api_limit = await failure(api.converse(session, "x" * 8001))
@@ -37,12 +40,10 @@ async def test_a_text_that_is_too_long_for_the_api_or_the_model_is_refused(hoste
             return 4 * len(text)
 
     # Four tokens a character: what the API allows is more than the model's context holds.
-    hosted.host.runner._engine = small = SmallEngine()
-    try:
-        session = await api.session(await api.persona(card="Nadia."))
-        model_limit = await failure(api.converse(session, "x" * 4000))
-    finally:
-        hosted.host.runner._engine = hosted.engine
+    small = SmallEngine()
+    monkeypatch.setattr(hosted.host.gateway.runner, "_engines", Engines([small]))
+    session = await api.session(await api.persona(card="Nadia."))
+    model_limit = await failure(api.converse(session, "x" * 4000))
     assert (model_limit.code, model_limit.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "TEXT_TOO_LONG")
     assert model_limit.fields == ["text"]
     assert small.requests == []
@@ -183,7 +184,7 @@ async def test_a_fault_of_the_server_is_told_without_its_details(
     async def fail(*_: object) -> None:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(type(hosted.host.runner._personas), "get", fail)
+    monkeypatch.setattr(type(hosted.host.gateway.runner._personas), "get", fail)
     refused = await failure(
         hosted.api.personas.GetPersona(persona_service_pb2.GetPersonaRequest(name="tenants/demo/personas/x"))
     )

@@ -190,7 +190,7 @@ class RaisingScorer:
 async def test_a_scorer_that_fails_blocks(start_host: StartHost) -> None:
     hosted = await start_host()
     api = hosted.api
-    policy = hosted.host.runner._policy
+    policy = hosted.host.gateway.runner._policy
     policy.scorers = (*policy.scorers, RaisingScorer("wrench"))
     session = await api.session(await api.persona())
     hosted.engine.will_say("Let us begin there. Then take the wrench and turn it. And a tail.")

@@ -156,7 +156,7 @@ async def test_any_attach_keeps_a_turn_alive(start_host: StartHost) -> None:
     lost = api.converse(other, "Hello there.", lost_id)
     await read_until(lost, "turn_started")
     lost.cancel()
-    await hosted.host.runner.hubs.running()[-1].ended.wait()
+    await hosted.host.gateway.runner.hubs.running()[-1].ended.wait()
     assert (await api.turns(other))[0].state == pb.TURN_STATE_INTERRUPTED
     assert (await api.turns(session))[0].state == pb.TURN_STATE_RUNNING
     pause.go.set()
@@ -180,7 +180,7 @@ async def test_a_view_that_lags_is_dropped_and_the_turn_completes(start_host: St
         await call.read()
         await pause.wait()
         # A dropped view watches no more, even before its client notices.
-        [hub] = hosted.host.runner.hubs.all()
+        [hub] = hosted.host.gateway.runner.hubs.all()
         assert not hub.views
         pause.go.set()
         events = await ended(hosted, session, turn_id)

@@ -38,6 +38,8 @@ class GenerateRequest:
         cache_salt: separates prefix caches of different trust domains; engines
             without a shared cache ignore it.
         adapter: LoRA adapter by name; None is the base model.
+        affinity: persona and session; an engine of several replicas sends what
+            shares them to the same one, whose prefix cache knows the prompt.
         trace_headers: W3C trace context for engines that trace.
     """
 
@@ -50,6 +52,7 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str | None = None
     adapter: str | None = None
+    affinity: tuple[str, str] = ("", "")
     trace_headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +89,7 @@ class EngineCapacity:
     """What the engine can take.
 
     Attributes:
-        max_concurrent: requests generated at once.
+        max_concurrent: requests generated at once; 0 while the model is not loaded anywhere.
         running: of those, in use.
         waiting: admitted and not yet running.
         max_waiting: bound on `waiting`; beyond it `generate` raises EngineOverloaded.

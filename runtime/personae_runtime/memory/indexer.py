@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -34,6 +34,23 @@ Neighbours = tuple[MemoryRecord | None, MemoryRecord | None]
 Window = tuple[MemoryRecord, MemoryRecord | None, MemoryRecord | None]
 
 _log = logging.getLogger(__name__)
+
+
+class Indexing(Protocol):
+    """The indexer, as far as a gateway needs it: here, or in another process."""
+
+    @property
+    def name(self) -> str:
+        """Of the index whose cursor tells what is indexed."""
+        ...
+
+    def notify(self) -> None:
+        """Say that memories changed."""
+        ...
+
+    async def pending(self) -> int:
+        """Changes that are not indexed yet."""
+        ...
 
 
 class Indexer:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
@@ -63,6 +63,16 @@ class RecallResult:
 
     items: tuple[RecalledMemory, ...]
     lexical_only: bool
+
+
+class Recalls(Protocol):
+    """Recall, as far as a turn needs it: here, or in another process."""
+
+    async def recall(
+        self, scope: str, query: str, *, limit: int, dense_deadline_s: float, exclude_threads: Collection[str] = ()
+    ) -> RecallResult:
+        """See `Recall.recall`."""
+        ...
 
 
 class Recall:

@@ -45,6 +45,7 @@ class PersonaDefinition:
     Attributes:
         card: who the persona is, in the second person.
         model: name of the model; empty is the host's default.
+        adapter: name of a LoRA adapter of that model; empty is the base model.
         max_output_tokens: of a reply; 0 is the host's default.
         temperature: of sampling; None is the host's default.
     """
@@ -55,6 +56,7 @@ class PersonaDefinition:
     model: str = ""
     max_output_tokens: int = 0
     temperature: float | None = None
+    adapter: str = ""
 
     def to_json(self) -> bytes:
         """The recorded form."""

@@ -25,6 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from personae_runtime.config import Settings
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
+from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import (
     Aborted,
     EngineDead,
@@ -41,8 +42,8 @@ from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, owned_elsewhere, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
-from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Recall, RecalledMemory
+from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.recall import RecalledMemory, Recalls
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.personas.types import persona_type
@@ -69,7 +70,7 @@ from personae_runtime.sessions.recorder import Recorder
 from personae_runtime.sessions.views import Hub, Hubs
 from personae_runtime.style.compile import compile_prefix
 from personae_runtime.telemetry import names
-from personae_runtime.telemetry.setup import Telemetry, fail_span
+from personae_runtime.telemetry.setup import Telemetry, fail_span, inject_context
 
 _log = structlog.get_logger(__name__)
 
@@ -86,9 +87,10 @@ _PROMPT_MARGIN_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class CompiledPersona:
-    """A revision, ready for prompts."""
+    """A revision, ready for prompts, and the engine of its model."""
 
     definition: PersonaDefinition
+    engine: Engine
     type: str
     display_name: str
     prefix: str
@@ -154,10 +156,10 @@ class TurnRunner:
         self,
         settings: Settings,
         *,
-        engine: Engine,
+        engines: Engines,
         policy: Policy,
-        recall: Recall | None,
-        indexer: Indexer | None,
+        recall: Recalls | None,
+        indexer: Indexing | None,
         personas: PersonaLedger,
         sessions: SessionLedger,
         vault: Vault,
@@ -166,7 +168,7 @@ class TurnRunner:
         telemetry: Telemetry,
     ) -> None:
         self._settings = settings
-        self._engine = engine
+        self._engines = engines
         self._policy = policy
         self._recall = recall
         self._indexer = indexer
@@ -228,7 +230,7 @@ class TurnRunner:
             persona = await self._persona(session)
             self._check_length(persona, text)
             cipher = await self._vault.cipher(Scope(session.tenant, session.persona, session.user))
-            full = self._refusal(session)
+            full = self._refusal(session, persona.engine)
             if full is not None:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
@@ -286,14 +288,14 @@ class TurnRunner:
         turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
         return turn
 
-    def _refusal(self, session: SessionRow) -> PersonaeError | None:
+    def _refusal(self, session: SessionRow, engine: Engine) -> PersonaeError | None:
         limits = self._settings.sessions
         if self._draining:
             return ResourceExhausted("the server is shutting down", reason="DRAINING", retry_after_s=2.0)
         # The one being admitted counts itself among those being admitted.
         if len(self.hubs.running()) + self._admitting > limits.max_running_turns:
             return ResourceExhausted("too many turns run here", reason="TOO_MANY_TURNS", retry_after_s=1.0)
-        capacity = self._engine.capacity()
+        capacity = engine.capacity()
         if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
             return EngineOverloaded("the engine's queue is full", retry_after_s=1.0)
         recent = self._recent.get(session.scope)
@@ -324,7 +326,7 @@ class TurnRunner:
 
     def _check_length(self, persona: CompiledPersona, text: str) -> None:
         room = self._prompt_room(persona) - persona.prefix_tokens
-        if self._engine.count_tokens(text) > room:
+        if persona.engine.count_tokens(text) > room:
             raise InvalidArgument(
                 f"the text does not fit the model's context: at most about {room} tokens are left for it",
                 reason="TEXT_TOO_LONG",
@@ -332,7 +334,7 @@ class TurnRunner:
             )
 
     def _prompt_room(self, persona: CompiledPersona) -> int:
-        return self._engine.capacity().max_context_tokens - self._max_tokens(persona) - _PROMPT_MARGIN_TOKENS
+        return persona.engine.capacity().max_context_tokens - self._max_tokens(persona) - _PROMPT_MARGIN_TOKENS
 
     def _max_tokens(self, persona: CompiledPersona) -> int:
         return persona.definition.max_output_tokens or self._settings.engine.max_output_tokens
@@ -346,8 +348,9 @@ class TurnRunner:
         revision = await self._personas.revision(session.name, session.revision)
         persona = await self._personas.get(session.name)
         prefix = compile_prefix(revision.definition, persona_type=persona.type, display_name=persona.display_name)
+        engine = self._engines.get(revision.definition.model)
         found = CompiledPersona(
-            revision.definition, persona.type, persona.display_name, prefix, self._engine.count_tokens(prefix)
+            revision.definition, engine, persona.type, persona.display_name, prefix, engine.count_tokens(prefix)
         )
         self._compiled[key] = found
         if len(self._compiled) > _CACHED_PERSONAS:
@@ -443,10 +446,11 @@ class TurnRunner:
     async def _compose(self, turn: LiveTurn, memories: list[RecalledMemory]) -> list[Message]:
         with self._telemetry.stage(names.SPAN_COMPOSE, turn.context):
             room = self._prompt_room(turn.persona) - turn.persona.prefix_tokens
-            room -= self._engine.count_tokens(turn.text)
+            count = turn.persona.engine.count_tokens
+            room -= count(turn.text)
             kept: list[RecalledMemory] = []
             for memory in memories:
-                cost = self._engine.count_tokens(memory.record.text) + 16
+                cost = count(memory.record.text) + 16
                 if cost <= room // 2:
                     kept.append(memory)
                     room -= cost
@@ -468,19 +472,12 @@ class TurnRunner:
             self._histories.move_to_end(key)
             return [past for past in cached if past.tokens > 0]
         past = [
-            self._past_turn(row.turn_no, row.user_text, row.reply_text, row.in_history)
+            _past_turn(turn.persona.engine, row.turn_no, row.user_text, row.reply_text, row.in_history)
             for row in await self._sessions.turns(turn.session, after=turn.history_from - 1, limit=before, live=False)
             if row.turn_no <= before
         ]
         self._keep_history(key, past)
         return [one for one in past if one.tokens > 0]
-
-    def _past_turn(self, turn_no: int, user_text: str, reply_text: str, in_history: bool) -> PastTurn:
-        # A turn that is not history keeps its number, so that the cache is known to be current.
-        if not in_history:
-            return PastTurn(turn_no, "", "", 0)
-        count = self._engine.count_tokens
-        return PastTurn(turn_no, user_text, reply_text, count(user_text) + count(reply_text) + 8)
 
     def _keep_history(self, key: int, past: list[PastTurn]) -> None:
         self._histories[key] = past
@@ -498,9 +495,16 @@ class TurnRunner:
             temperature=self._settings.engine.temperature if temperature is None else temperature,
             priority=persona_type(turn.persona.type).priority,
             cache_salt=self._vault.cache_salt(turn.session.tenant, turn.session.persona, turn.session.revision),
+            adapter=definition.adapter or None,
+            affinity=(turn.session.name.persona_name(), turn.session.name.session_name()),
+            trace_headers=inject_context(turn.context),
         )
-        capacity = self._engine.capacity()
-        if capacity.running >= capacity.max_concurrent:
+        engine = turn.persona.engine
+        capacity = engine.capacity()
+        if not capacity.max_concurrent:
+            # No replica yet: the model is started for this turn.
+            turn.recorder.emit(Waiting("MODEL_LOADING"))
+        elif capacity.running >= capacity.max_concurrent:
             turn.recorder.emit(Waiting("ENGINE_QUEUE"))
         gate = self._policy.open_stream(turn.policy)
         gate_span = None
@@ -509,7 +513,7 @@ class TurnRunner:
             self._describe_request(span, turn, request)
             turn.prompt_at = time.monotonic()
             try:
-                async with aclosing(self._engine.generate(request)) as deltas:
+                async with aclosing(engine.generate(request)) as deltas:
                     async for delta in deltas:
                         if turn.first_delta_at is None:
                             turn.first_delta_at = time.monotonic()
@@ -621,7 +625,9 @@ class TurnRunner:
         if error is None:
             cached = self._histories.get(turn.session.session_pk)
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
-                cached.append(self._past_turn(turn.admission.turn_no, turn.text, reply, turn.in_history))
+                cached.append(
+                    _past_turn(turn.persona.engine, turn.admission.turn_no, turn.text, reply, turn.in_history)
+                )
             for event in events:
                 self._deliver(turn, event)
         else:
@@ -687,7 +693,7 @@ class TurnRunner:
                 {
                     names.ATTR_GEN_AI_OPERATION_NAME: "chat",
                     names.ATTR_GEN_AI_PROVIDER_NAME: self._settings.engine.kind,
-                    names.ATTR_GEN_AI_REQUEST_MODEL: self._engine.model,
+                    names.ATTR_GEN_AI_REQUEST_MODEL: turn.persona.engine.model,
                     names.ATTR_GEN_AI_REQUEST_MAX_TOKENS: request.max_tokens,
                     names.ATTR_GEN_AI_REQUEST_TEMPERATURE: request.temperature,
                     names.ATTR_GEN_AI_CONVERSATION_ID: session.name.session_name(),
@@ -723,7 +729,7 @@ class TurnRunner:
         telemetry = self._telemetry
         telemetry.active_turns.add(-1)
         latency = self._latency(turn)
-        attributes = {names.ATTR_GEN_AI_REQUEST_MODEL: self._engine.model}
+        attributes = {names.ATTR_GEN_AI_REQUEST_MODEL: turn.persona.engine.model}
         if turn.prompt_at is not None:
             telemetry.own_work.record(latency.queue_s, attributes)
         if turn.first_delta_at is not None:
@@ -747,7 +753,7 @@ class TurnRunner:
         while not stop.is_set():
             now = time.monotonic()
             self._cancel_abandoned(now)
-            self._telemetry.queue_depth.set(self._engine.capacity().waiting)
+            self._telemetry.queue_depth.set(sum(engine.capacity().waiting for engine in self._engines))
             if now - renewed >= renew_every:
                 renewed = now
                 try:
@@ -821,3 +827,11 @@ class TurnRunner:
         remaining = [task for task in tasks if not task.done()]
         if remaining:
             await asyncio.wait(remaining, timeout=_FINISH_RETRY_S)
+
+
+def _past_turn(engine: Engine, turn_no: int, user_text: str, reply_text: str, in_history: bool) -> PastTurn:
+    # A turn that is not history keeps its number, so that the cache is known to be current.
+    if not in_history:
+        return PastTurn(turn_no, "", "", 0)
+    count = engine.count_tokens
+    return PastTurn(turn_no, user_text, reply_text, count(user_text) + count(reply_text) + 8)

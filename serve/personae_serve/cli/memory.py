@@ -43,7 +43,8 @@ async def _reindex(settings: Settings) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from personae_runtime.telemetry.setup import Telemetry
-    from personae_serve.embedded import lock_data_dir, open_memory, open_stores
+    from personae_serve.embedded import lock_data_dir
+    from personae_serve.stores import open_memory, open_stores
 
     async with AsyncExitStack() as stack:
         stack.callback(lock_data_dir(settings.data_dir).close)

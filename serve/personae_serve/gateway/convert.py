@@ -90,6 +90,7 @@ def definition_from_proto(message: persona_service_pb2.PersonaDefinition) -> Per
         ),
         exemplars=tuple(Exemplar(prompt=one.prompt, reply=one.reply) for one in message.exemplars),
         model=generation.model,
+        adapter=generation.adapter,
         max_output_tokens=generation.max_output_tokens,
         temperature=generation.temperature if generation.HasField("temperature") else None,
     )
@@ -110,7 +111,10 @@ def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinitio
         ),
         exemplars=[persona_service_pb2.Exemplar(prompt=one.prompt, reply=one.reply) for one in value.exemplars],
         generation=persona_service_pb2.GenerationConfig(
-            model=value.model, max_output_tokens=value.max_output_tokens, temperature=value.temperature
+            model=value.model,
+            adapter=value.adapter,
+            max_output_tokens=value.max_output_tokens,
+            temperature=value.temperature,
         ),
     )
 

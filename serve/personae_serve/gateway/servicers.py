@@ -28,14 +28,15 @@ from personae.v1 import (
     session_service_pb2_grpc,
 )
 from personae_runtime import names
+from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
-from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Recall
+from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.recall import Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
@@ -119,8 +120,9 @@ class _Api:
 class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
     """`personae.v1.PersonaService`."""
 
-    def __init__(self, personas: PersonaLedger, vault: Vault) -> None:
+    def __init__(self, personas: PersonaLedger, engines: Engines, vault: Vault) -> None:
         self._personas = personas
+        self._engines = engines
         self._api = _Api(vault)
 
     async def CreatePersona(
@@ -195,9 +197,12 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
         self, request: persona_service_pb2.PublishRevisionRequest, context: Context
     ) -> persona_service_pb2.Revision:
         name = _own("persona", request.parent, "parent")
+        definition = convert.definition_from_proto(request.definition)
+        # A revision that no turn could run is not published.
+        self._engines.get(definition.model)
         row = await self._personas.publish(
             name,
-            convert.definition_from_proto(request.definition),
+            definition,
             self._api.mutation("PublishRevision", request),
         )
         return convert.revision(row)
@@ -375,8 +380,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         memories: MemoryLedger,
         personas: PersonaLedger,
         consents: ConsentLedger,
-        recall: Recall | None,
-        indexer: Indexer | None,
+        recall: Recalls | None,
+        indexer: Indexing | None,
         policy: Policy,
         vault: Vault,
     ) -> None:

@@ -120,14 +120,16 @@ class Exemplar(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., reply: _Optional[str] = ...) -> None: ...
 
 class GenerationConfig(_message.Message):
-    __slots__ = ("model", "max_output_tokens", "temperature")
+    __slots__ = ("model", "max_output_tokens", "temperature", "adapter")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     model: str
     max_output_tokens: int
     temperature: float
-    def __init__(self, model: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
+    adapter: str
+    def __init__(self, model: _Optional[str] = ..., max_output_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class Revision(_message.Message):
     __slots__ = ("name", "state", "definition", "create_time", "withdraw_time", "withdraw_reason")

@@ -1,0 +1,41 @@
+"""The models of a host by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from personae_runtime.engines.engine import Engine
+from personae_runtime.errors import FailedPrecondition
+
+
+class Engines:
+    """Engines by the name of their model; the first is the default.
+
+    Args:
+        engines: at least one, of different models.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.default = engines[0]
+        self._by_model = {engine.model: engine for engine in engines}
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._by_model.values())
+
+    def get(self, model: str) -> Engine:
+        """The engine of a model; "" is the default.
+
+        Raises:
+            FailedPrecondition: the host has no such model (reason MODEL_UNKNOWN).
+        """
+        if not model:
+            return self.default
+        engine = self._by_model.get(model)
+        if engine is None:
+            known = ", ".join(self._by_model)
+            raise FailedPrecondition(
+                f"this host has no model {model!r}; it has: {known}",
+                reason="MODEL_UNKNOWN",
+                violations=(("definition.generation.model", f"one of: {known}"),),
+            )
+        return engine

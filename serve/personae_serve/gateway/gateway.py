@@ -1,0 +1,219 @@
+"""One gateway process: the turn pipeline and its server, over stores and engines that it is given.
+
+Every host wires this same class: the embedded one beside its own stores, a
+replica of a cluster over handles to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from personae_runtime.config import ApiKey, Settings
+from personae_runtime.engines.registry import Engines
+from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
+from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.sessions import SessionLedger
+from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.recall import Recalls
+from personae_runtime.policy.policy import Policy
+from personae_runtime.sessions.service import SessionService
+from personae_runtime.sessions.turn import TurnRunner
+from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
+from personae_serve.gateway.auth import Authenticator
+from personae_serve.gateway.interceptor import GatewayInterceptor
+from personae_serve.gateway.server import GatewayServer
+from personae_serve.gateway.servicers import (
+    ConsentServicer,
+    MemoryServicer,
+    PersonaServicer,
+    PolicyServicer,
+    SessionServicer,
+)
+from personae_serve.stores import Stores, through_outage
+
+_log = structlog.get_logger(__name__)
+_HEALTH_PERIOD_S = 1.0
+
+
+class Gateway:
+    """Serves the API.
+
+    Args:
+        engines: started.
+        recall, indexing: None turns memory off.
+        host_id: what outlives a restart of this process and is no other's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        stores: Stores,
+        engines: Engines,
+        policy: Policy,
+        recall: Recalls | None,
+        indexing: Indexing | None,
+        telemetry: Telemetry,
+        keys: Sequence[ApiKey],
+        host_id: str,
+    ) -> None:
+        self._settings = settings
+        self._stores = stores
+        self._engines = engines
+        self._policy = policy
+        self._recall = recall
+        self._indexing = indexing
+        self._telemetry = telemetry
+        self._keys = keys
+        self._host_id = host_id
+        self._stack = AsyncExitStack()
+        self._stopping = asyncio.Event()
+        self._healthy = True
+        self._serving = False
+        self.runner: TurnRunner
+        self.server: GatewayServer
+
+    async def start(self) -> int:
+        """Recover what this host left open, and serve; the port.
+
+        Raises:
+            PersonaeError: it can't; everything that had started is stopped again.
+        """
+        try:
+            return await self._start()
+        except BaseException:
+            self._stopping.set()
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> int:
+        settings, stores, policy, telemetry, stack = (
+            self._settings,
+            self._stores,
+            self._policy,
+            self._telemetry,
+            self._stack,
+        )
+        sessions = SessionLedger(
+            stores.database,
+            stores.vault,
+            stores.memories,
+            host=self._host_id,
+            lease_s=settings.ledger.lease_s,
+            may_store=lambda text, context: (
+                settings.memory.enabled and not policy.check_memory(text, context).action.stops
+            ),
+        )
+        await through_outage(sessions.register)
+        recovered = await through_outage(sessions.recover)
+        if recovered:
+            _log.warning("turns_recovered", count=len(recovered))
+        personas = PersonaLedger(stores.database, stores.vault)
+
+        def observe_commit(rows: int, seconds: float) -> None:
+            telemetry.commit_batch.record(rows)
+            telemetry.commit_duration.record(seconds)
+
+        writer = EventWriter(
+            stores.database,
+            timeout_s=settings.ledger.commit_timeout_s,
+            observe=observe_commit,
+        )
+        writer.start()
+        stack.push_async_callback(writer.close)
+        control = ControlWatcher(stores.database)
+        await through_outage(control.start)
+        stack.push_async_callback(control.close)
+        self.runner = runner = TurnRunner(
+            settings,
+            engines=self._engines,
+            policy=policy,
+            recall=self._recall,
+            indexer=self._indexing,
+            personas=personas,
+            sessions=sessions,
+            vault=stores.vault,
+            writer=writer,
+            control=control,
+            telemetry=telemetry,
+        )
+        service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
+        consents = ConsentLedger(stores.database)
+        self.server = GatewayServer(
+            settings.gateway,
+            GatewayInterceptor(Authenticator(self._keys), telemetry),
+            personas=PersonaServicer(personas, self._engines, stores.vault),
+            sessions=SessionServicer(service, sessions, personas, policy, stores.vault, telemetry),
+            memories=MemoryServicer(
+                stores.memories,
+                personas,
+                consents,
+                self._recall,
+                self._indexing,
+                policy,
+                stores.vault,
+            ),
+            policy=PolicyServicer(policy),
+            consents=ConsentServicer(consents, stores.vault),
+            reflection=settings.profile == "development",
+        )
+        tasks = [
+            asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
+            asyncio.create_task(self._watch_health(), name="health"),
+        ]
+        stack.push_async_callback(stop_tasks, tasks, self._stopping)
+        await stack.enter_async_context(LoopLagMonitor(telemetry.event_loop_lag))
+        port = await self.server.start()
+        await self.server.set_health(True)
+        self._serving = True
+        return port
+
+    @property
+    def healthy(self) -> bool:
+        """The default engine answers and the ledger does, as of a moment ago."""
+        return self._healthy
+
+    async def stop(self) -> None:
+        """Drain: admit no more, let turns end within the grace, stop. Safe to call twice."""
+        if self._stopping.is_set() or not self._serving:
+            return
+        grace = self._settings.gateway.drain_grace_s
+        await self.server.set_health(False)
+        await self.runner.drain(grace)
+        await self.server.stop(min(grace, 1.0))
+        self._stopping.set()
+        await self._stack.aclose()
+
+    async def _watch_health(self) -> None:
+        while not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_PERIOD_S):
+                    await self._stopping.wait()
+                return
+            try:
+                await self._engines.default.health()
+                await self._stores.database.fetchval("SELECT 1")
+                healthy = True
+            except Exception:
+                # Whatever it is, a host that can't answer this can't serve.
+                healthy = False
+            if healthy != self._healthy:
+                self._healthy = healthy
+                _log.warning("health_changed", serving=healthy)
+                await self.server.set_health(healthy)
+
+
+async def stop_tasks(tasks: Sequence[asyncio.Task[None]], stopping: asyncio.Event) -> None:
+    """Ask tasks to end, and see that they do."""
+    stopping.set()
+    done, pending = await asyncio.wait(tasks, timeout=10)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("task_failed", task=task.get_name(), error=repr(task.exception()))
