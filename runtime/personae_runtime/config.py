@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
 from pydantic import (
@@ -58,11 +59,54 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on, an IP address or a name, can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class TlsSettings(_Section):
+    """TLS of the gateway. The files are read again when they change, without a restart."""
+
+    certificate: FilePath | None = Field(
+        None,
+        description="PEM file of the server's certificate, followed by the intermediate ones; unset is no TLS.",
+        examples=["/etc/personae/tls/tls.crt"],
+    )
+    private_key: FilePath | None = Field(
+        None,
+        description="PEM file of the certificate's key, without a password.",
+        examples=["/etc/personae/tls/tls.key"],
+    )
+    client_ca: FilePath | None = Field(
+        None,
+        description="PEM file of the authorities whose client certificates are accepted (mTLS).",
+        examples=["/etc/personae/tls/clients.crt"],
+    )
+    require_client_certificate: bool | None = Field(
+        None,
+        description="Refuse connections without a client certificate of `client_ca`; unset does so if there is one.",
+        examples=[True],
+    )
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether clients must show a certificate."""
+        if self.require_client_certificate is None:
+            return self.client_ca is not None
+        return self.require_client_certificate
+
+
 class GatewaySettings(_Section):
     """Where and how the API is served."""
 
     host: str = Field(
-        "127.0.0.1", description="Address to listen on; must be a loopback address.", examples=["127.0.0.1"]
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on. Any but a loopback address needs TLS, and API keys or JWT.",
+        examples=["127.0.0.1"],
     )
     port: int = Field(7400, ge=0, le=65535, description="TCP port; 0 picks a free one.", examples=[7400])
     max_message_bytes: int = Field(
@@ -91,17 +135,7 @@ class GatewaySettings(_Section):
     drain_grace_s: float = Field(
         10.0, ge=0, description="Seconds that running turns get to end on shutdown.", examples=[10]
     )
-
-    @field_validator("host")
-    @classmethod
-    def _loopback_only(cls, host: str) -> str:
-        try:
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            loopback = False
-        if not loopback:
-            raise ValueError("a loopback address: serving other machines needs TLS, which is not available yet")
-        return host
+    tls: TlsSettings = TlsSettings()
 
 
 class LedgerSettings(_Section):
@@ -252,12 +286,96 @@ class ApiKey(_Section):
     )
 
 
+class JwtSettings(_Section):
+    """JSON Web Tokens of an identity provider, beside API keys. Unset `issuer`, `audience` and `jwks` is none."""
+
+    issuer: str | None = Field(
+        None, min_length=1, description="The `iss` that tokens must have.", examples=["https://id.example.com/"]
+    )
+    audience: str | None = Field(
+        None, min_length=1, description="The `aud` that tokens must have, or have among others.", examples=["personae"]
+    )
+    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"] = (
+        Field(
+            "RS256",
+            description="The one algorithm that tokens are signed with; a token that names another is refused.",
+            examples=["ES256"],
+        )
+    )
+    jwks: str | None = Field(
+        None,
+        description="Where the public keys are: an https URL (http on loopback only), or a file (JSON Web Key Set).",
+        examples=["https://id.example.com/.well-known/jwks.json"],
+    )
+    jwks_ttl_s: float = Field(
+        300.0, gt=0, description="Seconds after which the keys are read again, in the background.", examples=[300]
+    )
+    jwks_retry_s: float = Field(
+        10.0,
+        gt=0,
+        description="Least seconds between two reads, also after a failed one or for a token with an unknown key.",
+        examples=[10],
+    )
+    jwks_max_age_s: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds that keys serve while they can't be read again; then every token is refused.",
+        examples=[3600],
+    )
+    jwks_timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds that a read may wait.", examples=[5])
+    tenant_claim: str = Field(
+        "tenant", min_length=1, description="Claim that holds the tenant.", examples=["https://acme.example/tenant"]
+    )
+    permissions_claim: str = Field(
+        "permissions",
+        min_length=1,
+        description="Claim that holds the permissions: a list, or text with spaces between; absent is none.",
+        examples=["scope"],
+    )
+    role_claim: str = Field(
+        "personae_role",
+        min_length=1,
+        description="Claim that says whose the token is: `service`, or `user` (also if absent), whose user is `sub`.",
+        examples=["personae_role"],
+    )
+    leeway_s: float = Field(
+        30.0, ge=0, le=300, description="Seconds that the issuer's clock may differ from this one.", examples=[30]
+    )
+    max_lifetime_s: float = Field(
+        3600.0, gt=0, description="Longest that a token may live, `exp` less `iat`, seconds.", examples=[3600]
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether tokens are accepted."""
+        return self.issuer is not None
+
+    @field_validator("jwks")
+    @classmethod
+    def _is_read_safely(cls, jwks: str | None) -> str | None:
+        if jwks is None or "://" not in jwks:
+            return jwks
+        url = urlsplit(jwks)
+        if url.hostname and (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname))):
+            return jwks
+        raise ValueError("an https URL, or a file: whoever can change the keys on their way can make tokens")
+
+    @model_validator(mode="after")
+    def _ages_are_ordered(self) -> Self:
+        if self.jwks_max_age_s < self.jwks_ttl_s:
+            raise ValueError("jwks_max_age_s of at least jwks_ttl_s")
+        return self
+
+
 class AuthSettings(_Section):
     """Who may call."""
 
     api_keys: tuple[ApiKey, ...] = Field(
-        (), description="Keys. A development profile without any generates one and prints it once.", examples=[[]]
+        (),
+        description="Keys. A development profile with neither keys nor JWT makes a key and prints it once.",
+        examples=[[]],
     )
+    jwt: JwtSettings = JwtSettings()
 
     @field_validator("api_keys")
     @classmethod
@@ -362,6 +480,24 @@ class ClusterSettings(_Section):
         return models
 
 
+def _incomplete(tls: TlsSettings, jwt: JwtSettings) -> dict[str, str]:
+    """Keys of TLS and JWT that others need beside them."""
+    wrong: dict[str, str] = {}
+    served = {"certificate": tls.certificate, "private_key": tls.private_key}
+    if any((*served.values(), tls.client_ca, tls.require_client_certificate)):
+        for name, value in served.items():
+            if value is None:
+                wrong[f"gateway.tls.{name}"] = "set, as other keys of gateway.tls are"
+    if tls.require_client_certificate and tls.client_ca is None:
+        wrong["gateway.tls.client_ca"] = "set, as require_client_certificate is"
+    needed = {"issuer": jwt.issuer, "audience": jwt.audience, "jwks": jwt.jwks}
+    if any(needed.values()):
+        for name, text in needed.items():
+            if text is None:
+                wrong[f"auth.jwt.{name}"] = "set, as other keys of auth.jwt are"
+    return wrong
+
+
 def default_data_dir() -> Path:
     """`~/.local/share/personae`, or under XDG_DATA_HOME."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
@@ -412,9 +548,16 @@ class Settings(BaseSettings):
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
-    def _production_is_strict(self) -> Self:
+    def _keys_fit_together(self) -> Self:
+        wrong = {**_incomplete(self.gateway.tls, self.auth.jwt), **self._unsafe_in_production(), **self._exposed()}
+        if wrong:
+            # One error that names several keys: a validator of the whole model has no key of its own.
+            raise PydanticCustomError("keys_together", "settings that don't fit together", {"wrong": wrong})
+        return self
+
+    def _unsafe_in_production(self) -> dict[str, str]:
         if self.profile != "production":
-            return self
+            return {}
         wrong: dict[str, str] = {}
         if self.ledger.master_key is None:
             wrong["ledger.master_key"] = "set in production: only development generates a key"
@@ -424,10 +567,21 @@ class Settings(BaseSettings):
             wrong["cluster.models"] = "engines with a model: `synthetic` is for load tests in development"
         if not self.policy.scorers:
             wrong["policy.scorers"] = "at least one scorer: only development may run without"
-        if wrong:
-            # One error that names several keys: a validator of the whole model has no key of its own.
-            raise PydanticCustomError("production_profile", "not allowed in production", {"wrong": wrong})
-        return self
+        return wrong
+
+    def _exposed(self) -> dict[str, str]:
+        """What is missing to serve other machines."""
+        if is_loopback(self.gateway.host):
+            return {}
+        wrong: dict[str, str] = {}
+        why = f"set, as gateway.host ({self.gateway.host}) is not a loopback address"
+        if self.gateway.tls.certificate is None:
+            wrong["gateway.tls.certificate"] = why
+        if self.gateway.tls.private_key is None:
+            wrong["gateway.tls.private_key"] = why
+        if not self.auth.api_keys and not self.auth.jwt.enabled:
+            wrong["auth.jwt.issuer"] = f"{why}; or at least one of auth.api_keys"
+        return wrong
 
     @classmethod
     def settings_customise_sources(
@@ -586,6 +740,17 @@ def _leaves(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tu
             yield (*prefix, name), field
         else:
             yield from _leaves(section, (*prefix, name))
+
+
+def _section_fields(
+    model: type[BaseModel], prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Every section, and those within it."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field)
+        if section is not None:
+            yield (*prefix, name), field
+            yield from _section_fields(section, (*prefix, name))
 
 
 def _item_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -780,7 +945,7 @@ def _unparsable_environment() -> Iterator[_Problem]:
     """Lists and whole sections in the environment are JSON; say which one is not."""
     names = {name.upper(): value for name, value in os.environ.items()}
     complex_fields = [(path, field) for path, field in _leaves(Settings) if get_origin(field.annotation) is tuple]
-    complex_fields += [((name,), field) for name, field in Settings.model_fields.items() if _section_of(field)]
+    complex_fields += _section_fields(Settings)
     for path, field in complex_fields:
         env = _env(path)
         if env not in names:
@@ -798,7 +963,7 @@ def _unknown_environment() -> Iterator[_Problem]:
     The rest of `PERSONAE_*` belongs to others: tools, tests, the client.
     """
     known = [row.env for row in describe()]
-    sections = [_env((name,)) for name, field in Settings.model_fields.items() if _section_of(field)]
+    sections = [_env(path) for path, _ in _section_fields(Settings) if len(path) == 1]
     for name in sorted(os.environ):
         upper = name.upper()
         if not upper.startswith(ENV_PREFIX) or upper in known or upper in sections:
@@ -819,7 +984,7 @@ def _did_you_mean(given: str, known: list[str]) -> str:
 def _problems_of(error: ValidationError, sources: _Sources) -> list[_Problem]:
     problems: list[_Problem] = []
     for item in error.errors(include_url=False):
-        if item["type"] == "production_profile":
+        if item["type"] == "keys_together":
             for key, expected in item["ctx"]["wrong"].items():
                 path = tuple(key.split("."))
                 field = _field_at(path)

@@ -25,6 +25,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import development_key
 from personae_serve.gateway.gateway import Gateway, stop_tasks
+from personae_serve.gateway.tls import read_certificate_files
 from personae_serve.stores import Stores, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
@@ -119,10 +120,12 @@ class EmbeddedHost:
         stack.push_async_callback(telemetry.shutdown)
         # What can be wrong with the configuration is found before anything is started.
         policy = Policy.load(settings.policy.bundle, settings.policy.scorers, settings.policy.scorer_timeout_ms)
+        if settings.gateway.tls.certificate is not None:
+            read_certificate_files(settings.gateway.tls)
         keys = list(settings.auth.api_keys)
-        if not keys:
+        if not keys and not settings.auth.jwt.enabled:
             if settings.profile != "development":
-                raise ConfigError("auth.api_keys is required outside a development profile")
+                raise ConfigError("auth.api_keys or auth.jwt is required outside a development profile")
             entry, self.development_key, self.development_key_is_new = development_key(settings.data_dir)
             keys.append(entry)
         self.engine = self._engine or build_engine(

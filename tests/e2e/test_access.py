@@ -267,8 +267,9 @@ async def test_production_has_no_reflection_and_needs_keys(start_host: StartHost
     assert (await hosted.api.say(session, "Hello there."))[-1].HasField("turn_completed")
 
 
-def test_keys_are_known_by_their_hash_only() -> None:
+async def test_keys_are_known_by_their_hash_only() -> None:
     keys: tuple[ApiKey, ...] = KEYS
     authenticator = Authenticator(keys)
-    assert authenticator.authenticate({"authorization": "bearer service-key-of-the-tests"}).key_id == "service"
+    caller = await authenticator.authenticate({"authorization": "bearer service-key-of-the-tests"})
+    assert caller.key_id == "service"
     assert "service-key-of-the-tests" not in repr(vars(authenticator))

@@ -32,6 +32,7 @@ from personae_client.errors import (
     Violation,
 )
 from personae_client.streams import EventStream, TurnResult, TurnStream
+from personae_client.transport import Tls, TokenProvider
 
 __all__ = [
     "AlreadyExistsError",
@@ -47,6 +48,8 @@ __all__ = [
     "PersonaeClient",
     "PersonaeError",
     "RateLimitedError",
+    "Tls",
+    "TokenProvider",
     "TurnInProgressError",
     "TurnResult",
     "TurnStream",

@@ -15,7 +15,7 @@ from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
 from personae_client.resources.policy import Policy
 from personae_client.resources.sessions import Sessions
-from personae_client.transport import CallOptions, MetadataProvider, Transport
+from personae_client.transport import CallOptions, MetadataProvider, Tls, TokenProvider, Transport
 
 DEFAULT_TARGET: Final = "127.0.0.1:7400"
 """Where `personae up` listens."""
@@ -42,9 +42,15 @@ class PersonaeClient:
 
     Args:
         target: host and port, or any gRPC target.
-        api_key: sent as `authorization: Bearer`. Never sent in the clear beyond
-            this machine: with one, another target needs `credentials`.
-        credentials: TLS; None speaks plain HTTP/2.
+        api_key: sent as `authorization: Bearer`.
+        token: in place of `api_key`, a function that returns the token to send, or
+            a coroutine of it. It is called for every call, attempt and resumption,
+            so that a stream outlives its token. What it raises is raised.
+        tls: files and names for TLS; `Tls()` trusts public authorities. None speaks
+            plain HTTP/2, which is refused beyond this machine.
+        credentials: in place of `tls`, gRPC's own.
+        allow_plaintext: speak plain HTTP/2 to any target. Keys, tokens and words
+            travel in the clear; for a network that encrypts by itself.
         timeout_s: seconds for one unary call with all its attempts.
         max_attempts: attempts of one unary call. UNAVAILABLE is retried, and
             RESOURCE_EXHAUSTED where the server says when; nothing runs twice,
@@ -58,7 +64,8 @@ class PersonaeClient:
         personas, sessions, memories, policy, consents: the API, resource by resource.
 
     Raises:
-        ValueError: an API key would travel in the clear.
+        ValueError: words would travel in the clear, or arguments contradict each other.
+        OSError: a file of `tls` can't be read.
     """
 
     def __init__(
@@ -66,7 +73,10 @@ class PersonaeClient:
         target: str = DEFAULT_TARGET,
         *,
         api_key: str | None = None,
+        token: TokenProvider | None = None,
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        allow_plaintext: bool = False,
         timeout_s: float = 30.0,
         max_attempts: int = 5,
         resume_timeout_s: float = 60.0,
@@ -74,15 +84,23 @@ class PersonaeClient:
         max_backoff_s: float = 5.0,
         metadata: MetadataProvider | None = None,
     ) -> None:
-        if credentials is None and api_key is not None and not _on_this_machine(target):
-            raise ValueError(f"an API key would travel to {target} in the clear: give `credentials` for TLS")
-        channel = (
-            grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
-        )
+        if api_key is not None and token is not None:
+            raise ValueError("give an API key or a token provider, not both")
+        if tls is not None:
+            if credentials is not None:
+                raise ValueError("give `tls` or `credentials`, not both")
+            credentials = tls.credentials()
+        if credentials is None:
+            if not allow_plaintext and not _on_this_machine(target):
+                raise ValueError(
+                    f"everything would travel to {target} in the clear: give `tls`, or allow it with allow_plaintext"
+                )
+            channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        else:
+            named = (("grpc.ssl_target_name_override", tls.server_name),) if tls and tls.server_name else ()
+            channel = grpc.aio.secure_channel(target, credentials, options=(*_CHANNEL_OPTIONS, *named))
         options = CallOptions(timeout_s, max_attempts, resume_timeout_s, backoff_s, max_backoff_s)
-        self._bind(Transport(channel, api_key, metadata, options))
+        self._bind(Transport(channel, api_key if token is None else token, metadata, options))
 
     def _bind(self, transport: Transport) -> None:
         self._transport = transport

@@ -25,7 +25,7 @@ from personae_client.errors import (
     error_from_rpc,
 )
 from personae_client.names import turn_name
-from personae_client.transport import Transport, worth_retrying
+from personae_client.transport import Transport, token_expired
 
 SessionEvent = event_pb2.SessionEvent
 _Call = grpc.aio.UnaryStreamCall[Any, SessionEvent]
@@ -41,7 +41,8 @@ class EventStream:
 
     A stream that breaks is attached again after the last seen event, with
     growing pauses, until nothing has arrived for `resume_timeout_s`; then the
-    last error is raised. One that never began is tried `max_attempts` times.
+    last error is raised. A token that expires meanwhile is replaced by a new one,
+    if the client was given a provider of tokens. One that never began is tried `max_attempts` times.
     `go_away` events are acted upon, not yielded.
 
     Attributes:
@@ -86,9 +87,9 @@ class EventStream:
 
     # What differs between following a session and one turn of it.
 
-    def _open(self) -> _Call:
+    async def _open(self) -> _Call:
         """Open a connection that continues after `last_event_id`."""
-        return self._attach()
+        return await self._attach()
 
     def _ended(self, event: SessionEvent | None) -> bool:
         """Whether the stream is over: after an event, or (None) at an orderly end of the connection."""
@@ -97,11 +98,11 @@ class EventStream:
     def _observe(self, event: SessionEvent) -> None:
         """Called with each event before it is yielded."""
 
-    def _attach(self) -> _Call:
+    async def _attach(self) -> _Call:
         request = session_service_pb2.AttachRequest(
             session=self.session, after_event_id=self.last_event_id, turn_id=self._turn_id
         )
-        return self._stub.Attach(request, metadata=self._transport.metadata())
+        return self._stub.Attach(request, metadata=await self._transport.metadata())
 
     async def _follow(self) -> AsyncIterator[SessionEvent]:
         options = self._transport.options
@@ -114,7 +115,7 @@ class EventStream:
             going_away = False
             leave_at: float | None = None
             opened_at = time.monotonic()
-            call = self._open()
+            call = await self._open()
             try:
                 while True:
                     # A server that goes away still sends what it can until then.
@@ -141,17 +142,20 @@ class EventStream:
                     return
             except grpc.aio.AioRpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
-                if not _resumable(error, began):
+                if not (self._transport.worth_retrying(error) or _resumable(error, began)):
                     raise error from None
             except TimeoutError:
                 pass  # the time that go_away left is over
             finally:
                 call.cancel()
-            if seen_here or time.monotonic() - opened_at > options.resume_timeout_s:  # it worked, if only in silence
+            lasted = time.monotonic() - opened_at
+            expired = token_expired(error)
+            # It worked, if only in silence. A token that is refused is refused at once.
+            if seen_here or lasted > (options.max_backoff_s if expired else options.resume_timeout_s):
                 failures = 0
                 broken_since = time.monotonic()
             failures += 1
-            pause_s = 0.0 if seen_here and going_away else options.pause_s(failures, error)
+            pause_s = 0.0 if seen_here and (going_away or expired) else options.pause_s(failures, error)
             give_up = (
                 time.monotonic() + pause_s - broken_since > options.resume_timeout_s
                 if began
@@ -164,7 +168,7 @@ class EventStream:
 
 
 def _resumable(error: PersonaeError, began: bool) -> bool:
-    if worth_retrying(error) or isinstance(error, CancelledError):
+    if isinstance(error, CancelledError):
         return True
     if isinstance(error, RateLimitedError):
         return began  # the server dropped a view that lagged behind
@@ -236,12 +240,12 @@ class TurnStream(EventStream):
         self._request = session_service_pb2.ConverseRequest(session=session, turn_id=turn_id, text=text)
         self._gathered = _Gathered()
 
-    def _open(self) -> _Call:
+    async def _open(self) -> _Call:
         if self.last_event_id:
-            return self._attach()
+            return await self._attach()
         # Nothing seen yet: whether the turn began is unknown. The same turn_id and
         # text start it or join it.
-        return self._stub.Converse(self._request, metadata=self._transport.metadata())
+        return self._stub.Converse(self._request, metadata=await self._transport.metadata())
 
     def _ended(self, event: SessionEvent | None) -> bool:
         return event is not None and event.WhichOneof("event") in _TERMINAL

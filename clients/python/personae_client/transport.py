@@ -3,24 +3,71 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
 import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
 import grpc.aio
 import tenacity
 
-from personae_client.errors import PersonaeError, RateLimitedError, UnavailableError, error_from_rpc
+from personae_client.errors import (
+    PersonaeError,
+    RateLimitedError,
+    UnauthenticatedError,
+    UnavailableError,
+    error_from_rpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 MetadataProvider = Callable[[], Mapping[str, str]]
 """Called for each call: headers to add, such as W3C trace context."""
+
+TokenProvider = Callable[[], str | Awaitable[str]]
+"""Called for each call and each attempt of it: the token to send. Let it keep a token until it is about to expire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How to connect by TLS. `Tls()` trusts the authorities that gRPC ships.
+
+    Attributes:
+        ca_file: PEM file of the authorities to trust instead.
+        certificate_file, private_key_file: PEM files that a server with mTLS asks for; both or none.
+        server_name: name in the server's certificate, where it is not the target's.
+
+    Raises:
+        ValueError: only one of certificate and key is given.
+    """
+
+    ca_file: str | os.PathLike[str] | None = None
+    certificate_file: str | os.PathLike[str] | None = None
+    private_key_file: str | os.PathLike[str] | None = None
+    server_name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.certificate_file is None) != (self.private_key_file is None):
+            raise ValueError("a client certificate needs its key, and a key its certificate: give both or none")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """The credentials of a channel.
+
+        Raises:
+            OSError: a file can't be read.
+        """
+        ca, key, certificate = (
+            None if path is None else Path(path).read_bytes()
+            for path in (self.ca_file, self.private_key_file, self.certificate_file)
+        )
+        return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +97,48 @@ class CallOptions:
         return max(pause, error.retry_after_s or 0.0) if error is not None else pause
 
 
-def worth_retrying(error: BaseException) -> bool:
-    """Whether the same call may succeed soon. Overload says when; a limit that says nothing stays."""
-    if isinstance(error, RateLimitedError):
-        return error.retry_after_s is not None
-    return isinstance(error, UnavailableError)
+def token_expired(error: BaseException | None) -> bool:
+    """Whether the server wants a newer token."""
+    return isinstance(error, UnauthenticatedError) and error.reason == "TOKEN_EXPIRED"
 
 
 class Transport:
-    """A channel with credentials and call options."""
+    """A channel with credentials and call options; `credential` is an API key, or gives tokens."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, api_key: str | None, metadata: MetadataProvider | None, options: CallOptions
+        self,
+        channel: grpc.aio.Channel,
+        credential: str | TokenProvider | None,
+        metadata: MetadataProvider | None,
+        options: CallOptions,
     ) -> None:
         self.channel = channel
         self.options = options
-        self._api_key = api_key
+        self._credential = credential
         self._metadata = metadata
 
     def with_options(self, options: CallOptions) -> Transport:
         """The same channel and credentials with other options."""
-        return Transport(self.channel, self._api_key, self._metadata, options)
+        return Transport(self.channel, self._credential, self._metadata, options)
 
-    def metadata(self) -> grpc.aio.Metadata:
-        """Metadata of one call."""
+    async def metadata(self) -> grpc.aio.Metadata:
+        """Metadata of one call, with a token asked for anew."""
         pairs = [(key.lower(), value) for key, value in (self._metadata() if self._metadata else {}).items()]
-        if self._api_key is not None:
-            pairs.append(("authorization", f"Bearer {self._api_key}"))
+        given = self._credential() if callable(self._credential) else self._credential
+        bearer = await given if inspect.isawaitable(given) else given
+        if bearer is not None:
+            pairs.append(("authorization", f"Bearer {bearer}"))
         return grpc.aio.Metadata(*pairs)
+
+    def worth_retrying(self, error: BaseException) -> bool:
+        """Whether the same call may succeed soon.
+
+        Overload says when; a limit that says nothing stays. For a token that has
+        expired there may be a new one.
+        """
+        if isinstance(error, RateLimitedError):
+            return error.retry_after_s is not None
+        return isinstance(error, UnavailableError) or (callable(self._credential) and token_expired(error))
 
     async def unary(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
         """Make a call and retry it while that may help.
@@ -87,14 +148,16 @@ class Transport:
 
         Raises:
             PersonaeError: as of the last attempt.
+            Exception: whatever the token provider raises.
         """
         options = self.options
         give_up_at = time.monotonic() + options.timeout_s
 
         async def attempt() -> Response:
             try:
+                metadata = await self.metadata()
                 remaining = max(0.001, give_up_at - time.monotonic())
-                return await method(request, timeout=remaining, metadata=self.metadata())
+                return await method(request, timeout=remaining, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raise error_from_rpc(error) from None
 
@@ -106,7 +169,7 @@ class Transport:
             sleep=asyncio.sleep,
             stop=tenacity.stop_after_attempt(options.max_attempts) | tenacity.stop_before_delay(options.timeout_s),
             wait=pause,
-            retry=tenacity.retry_if_exception(worth_retrying),
+            retry=tenacity.retry_if_exception(self.worth_retrying),
             reraise=True,
         )
         return await retrying(attempt)

@@ -18,7 +18,7 @@ from personae_runtime.ledger.vault import ScopeErased
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.sessions.events import Event, Gap, GoAway, MemoryCitation
 from personae_runtime.sessions.turn import LiveTurn, TurnRunner
-from personae_runtime.sessions.views import Hub, View
+from personae_runtime.sessions.views import Expiry, Hub, View
 
 _PAGE = 500
 
@@ -45,9 +45,18 @@ class SessionService:
         self._view_limit = view_limit
 
     async def converse(
-        self, session: SessionRow, turn_id: str, text: str, *, received: float | None = None
+        self,
+        session: SessionRow,
+        turn_id: str,
+        text: str,
+        *,
+        received: float | None = None,
+        expiry: Expiry | None = None,
     ) -> AsyncGenerator[Seen, None]:
         """One turn's events, from turn_started to the terminal one.
+
+        Args:
+            expiry: ends the stream, not the turn, with its error.
 
         Raises:
             PersonaeError: see `TurnRunner.admit`; before the first event nothing was changed.
@@ -61,12 +70,12 @@ class SessionService:
                 yield seen
             return
         # Closed at once when the stream is lost, so that the turn knows it lost a view.
-        async with aclosing(self._watch(turn)) as events:
+        async with aclosing(self._watch(turn, expiry)) as events:
             async for seen in events:
                 yield seen
 
-    async def _watch(self, turn: LiveTurn) -> AsyncGenerator[Seen, None]:
-        view = View(self._view_limit)
+    async def _watch(self, turn: LiveTurn, expiry: Expiry | None) -> AsyncGenerator[Seen, None]:
+        view = View(self._view_limit, expiry)
         turn.hub.add(view)
         try:
             last = 0
@@ -87,11 +96,13 @@ class SessionService:
         finally:
             self._drop(turn.session, turn.hub, view)
 
-    async def attach(self, session: SessionRow, after: int, turn_id: str) -> AsyncGenerator[Seen, None]:
+    async def attach(
+        self, session: SessionRow, after: int, turn_id: str, *, expiry: Expiry | None = None
+    ) -> AsyncGenerator[Seen, None]:
         """Events after an id: those recorded, then those to come.
 
         With a `turn_id` only that turn's, ending with its terminal event;
-        without, the session's, until it closes.
+        without, the session's, until it closes. `expiry` ends the stream with its error.
 
         Raises:
             NotFound: the session has no such turn.
@@ -99,7 +110,7 @@ class SessionService:
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
         """
         hub = self._runner.hubs.get(session.session_pk)
-        view = View(self._view_limit)
+        view = View(self._view_limit, expiry)
         # Before anything is read, so that nothing falls between replay and live.
         hub.add(view)
         try:
@@ -155,6 +166,7 @@ class SessionService:
         return (await self._memories.read([memory_id])).get(memory_id)
 
     def _drop(self, session: SessionRow, hub: Hub, view: View) -> None:
+        view.close()
         hub.remove(view)
         self._runner.hubs.release(session.session_pk)
 

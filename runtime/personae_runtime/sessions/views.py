@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from personae_runtime.errors import PersonaeError, ResourceExhausted
@@ -23,19 +24,34 @@ SLOW_CONSUMER = "SLOW_CONSUMER"
 """Reason of the error that ends a view which lagged too far."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a view ends by itself: the event loop's time, seconds, and the error that its watcher gets."""
+
+    at: float
+    error: PersonaeError
+
+
 class View:
     """One watcher's buffer of events, oldest first.
 
     Args:
         limit: events that may wait; one more drops the view.
+        expiry: what is buffered by then is still sent. Needs a running event loop.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, expiry: Expiry | None = None) -> None:
         self._events: deque[Event] = deque()
         self._limit = limit
         self._ready = asyncio.Event()
         self._end: PersonaeError | None = None
         self._ended = False
+        self._timer = None if expiry is None else asyncio.get_running_loop().call_at(expiry.at, self.end, expiry.error)
+
+    def close(self) -> None:
+        """Nobody watches any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def offer(self, event: Event) -> bool:
         """Add an event; False if the buffer is full, which drops the view."""

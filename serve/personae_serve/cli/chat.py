@@ -13,10 +13,15 @@ import typer
 
 from personae_serve.cli.connection import (
     DEFAULT_TENANT,
+    Ca,
+    Cert,
+    CertKey,
     Key,
     Target,
     Tenant,
+    Token,
     User,
+    UseTls,
     connect,
     full_persona_name,
     user_or_login,
@@ -48,6 +53,11 @@ def chat(
     persona: Annotated[str, typer.Argument(help="Persona, by id or full name.")],
     target: Target = None,
     api_key: Key = None,
+    token: Token = None,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
     tenant: Tenant = DEFAULT_TENANT,
     user: User = None,
     session: Annotated[str | None, typer.Option(help="Resume this session, by id or full name.")] = None,
@@ -59,7 +69,7 @@ def chat(
     """Talk to a persona, on any server."""
 
     async def run() -> None:
-        async with connect(target, api_key) as client:
+        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
             name = full_persona_name(persona, tenant)
             if session is None:
                 from personae.v1.policy_service_pb2 import AGE_BAND_ADULT, AGE_BAND_UNSPECIFIED

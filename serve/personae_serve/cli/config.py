@@ -55,6 +55,11 @@ def check(config: ConfigFile = None) -> None:
     from personae_runtime.config import load_settings
 
     settings = load_settings(config)
+    if settings.gateway.tls.certificate is not None:
+        from personae_serve.gateway.tls import read_certificate_files
+
+        files = read_certificate_files(settings.gateway.tls)
+        typer.echo(f"The certificate holds until {files.expires_at:%Y-%m-%d %H:%M} UTC.")
     typer.echo(f"The configuration can be used (profile {settings.profile}).")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,29 @@ Key = Annotated[
         show_envvar=True,
     ),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        help="Token of an identity provider, in place of an API key. Better in the environment than here.",
+        envvar="PERSONAE_TOKEN",
+        show_envvar=True,
+    ),
+]
+UseTls = Annotated[
+    bool, typer.Option("--tls", help="Connect by TLS and trust public authorities. Any of the three below implies it.")
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", help="PEM file of the authorities to trust.", envvar="PERSONAE_CA", show_envvar=True),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option("--cert", help="PEM file of this client's certificate.", envvar="PERSONAE_CERT", show_envvar=True),
+]
+CertKey = Annotated[
+    Path | None,
+    typer.Option("--key", help="PEM file of the certificate's key.", envvar="PERSONAE_CERT_KEY", show_envvar=True),
+]
 Tenant = Annotated[str, typer.Option(help="Tenant of the persona.", envvar="PERSONAE_TENANT")]
 User = Annotated[str | None, typer.Option(help="Who talks. [default: your login name]")]
 
@@ -31,27 +55,54 @@ DEFAULT_TENANT = "demo"
 """The tenant of the development key."""
 
 
-def connect(target: str | None, api_key: str | None) -> PersonaeClient:
+def connect(
+    target: str | None,
+    api_key: str | None,
+    *,
+    token: str | None = None,
+    tls: bool = False,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> PersonaeClient:
     """A client of the chosen server; call it within a running event loop.
 
     Raises:
         ConfigError: the configuration, needed for what was not given, is wrong.
-        typer.BadParameter: the key would travel in the clear.
+        typer.BadParameter: the options contradict each other, a file can't be
+            read, or everything would travel in the clear.
     """
-    from personae_client import PersonaeClient
+    from personae_client import PersonaeClient, Tls
     from personae_runtime.config import load_settings
 
-    if target is None or api_key is None:
+    if token is not None and api_key is not None:
+        raise typer.BadParameter("give an API key or a token, not both (PERSONAE_API_KEY, PERSONAE_TOKEN)")
+    if target is None or (api_key is None and token is None):
         settings = load_settings()
-        host = f"[{settings.gateway.host}]" if ":" in settings.gateway.host else settings.gateway.host
-        target = target or f"{host}:{settings.gateway.port}"
+        if target is None:
+            target = _own_target(settings.gateway.host, settings.gateway.port)
+            tls = tls or settings.gateway.tls.certificate is not None
         key_file = settings.data_dir / "development-key"
-        if api_key is None and key_file.is_file():
+        if api_key is None and token is None and key_file.is_file():
             api_key = key_file.read_text(encoding="ascii").strip()
     try:
-        return PersonaeClient(target, api_key=api_key)
+        return PersonaeClient(
+            target,
+            api_key=api_key,
+            token=None if token is None else (lambda: token),
+            tls=Tls(ca, cert, key) if tls or ca or cert or key else None,
+        )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        hint = " (--tls or --ca)" if "in the clear" in str(error) else ""
+        raise typer.BadParameter(f"{error}{hint}") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename} can't be read: {error.strerror}") from None
+
+
+def _own_target(host: str, port: int) -> str:
+    """Where this machine's host is reached that listens on an address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def full_persona_name(persona: str, tenant: str) -> str:

@@ -44,6 +44,6 @@ def _hint(error: Any) -> str:
         case "UnavailableError" if not error.reason:  # with a reason a server speaks, so there is one
             return "\nIs a host running there? `personae up` starts one on this machine."
         case "UnauthenticatedError":
-            return "\nGive a key by --api-key or PERSONAE_API_KEY."
+            return "\nGive a key by --api-key or PERSONAE_API_KEY, or a token by PERSONAE_TOKEN."
         case _:
             return ""

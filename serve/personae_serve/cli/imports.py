@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from personae_serve.cli.connection import DEFAULT_TENANT, Key, Target, Tenant, connect, full_persona_name
+from personae_serve.cli.connection import (
+    DEFAULT_TENANT,
+    Ca,
+    Cert,
+    CertKey,
+    Key,
+    Target,
+    Tenant,
+    Token,
+    UseTls,
+    connect,
+    full_persona_name,
+)
 
 if TYPE_CHECKING:
     from personae.v1.memory_service_pb2 import Memory
@@ -47,6 +59,11 @@ def chat(
     wait: Annotated[bool, typer.Option(help="Wait until all of it can be recalled.")] = True,
     target: Target = None,
     api_key: Key = None,
+    token: Token = None,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
     tenant: Tenant = DEFAULT_TENANT,
 ) -> None:
     """Import a chat history as a user's memories. Importing it again adds nothing twice."""
@@ -59,7 +76,7 @@ def chat(
 
     async def run() -> None:
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        async with connect(target, api_key) as client:
+        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
             with Progress(*columns) as bars:
                 stored = bars.add_task("storing", total=len(history.items))
                 try:

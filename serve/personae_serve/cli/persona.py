@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from personae_serve.cli.connection import DEFAULT_TENANT, Key, Target, Tenant, connect
+from personae_serve.cli.connection import DEFAULT_TENANT, Ca, Cert, CertKey, Key, Target, Tenant, Token, UseTls, connect
 
 if TYPE_CHECKING:
     from personae.v1.persona_service_pb2 import PersonaDefinition, PersonaType
@@ -32,13 +32,18 @@ def apply(
     ] = "",
     target: Target = None,
     api_key: Key = None,
+    token: Token = None,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
     tenant: Tenant = DEFAULT_TENANT,
 ) -> None:
     """Create a persona if it is missing, and publish a revision if the file differs from the active one."""
     persona = read_persona_file(file)
 
     async def run() -> Applied:
-        async with connect(target, api_key) as client:
+        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
             return await apply_persona(client, tenant, persona, consent_evidence=consent_evidence)
 
     applied = asyncio.run(run())
@@ -46,7 +51,16 @@ def apply(
 
 
 @app.command("list")
-def list_(target: Target = None, api_key: Key = None, tenant: Tenant = DEFAULT_TENANT) -> None:
+def list_(
+    target: Target = None,
+    api_key: Key = None,
+    token: Token = None,
+    tls: UseTls = False,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
     """List the personas of a tenant."""
     from rich.console import Console
     from rich.table import Table
@@ -57,7 +71,7 @@ def list_(target: Target = None, api_key: Key = None, tenant: Tenant = DEFAULT_T
     table = Table("persona", "name", "type", "active revision", box=None, pad_edge=False)
 
     async def run() -> None:
-        async with connect(target, api_key) as client:
+        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
             async for persona in client.personas.list(f"tenants/{tenant}"):
                 table.add_row(
                     persona.name.rsplit("/", 1)[-1],

@@ -1,22 +1,26 @@
-"""Who calls, and what they may do: API key → principal, method → permission.
+"""Who calls, and what they may do: API key or token → principal, method → permission.
 
 Deny by default: a method that is not in PERMISSIONS can't be called.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 from personae_runtime.config import ApiKey
 from personae_runtime.errors import PermissionDenied, Unauthenticated
 from personae_runtime.names import Name
+from personae_runtime.sessions.views import Expiry
 
 PUBLIC = "public"
 """Permission of methods that need no key."""
@@ -75,16 +79,18 @@ class Principal:
     """The authenticated caller.
 
     Attributes:
-        key_id: name of the key, for logs and traces.
+        key_id: name of the key, for logs and traces; of a token `jwt`, and a service's `jwt:{sub}`.
         tenant: the only tenant it may name.
         user: for a user token the only user it may name; None for a service token.
         permissions: "sessions.converse", "sessions.*" or "*".
+        expires_at: when it ends to be the caller, Unix time in seconds; None is never.
     """
 
     key_id: str
     tenant: str
     user: str | None
     permissions: tuple[str, ...]
+    expires_at: float | None = None
 
     def may(self, permission: str) -> bool:
         """True if the principal has the permission."""
@@ -92,6 +98,15 @@ class Principal:
             return False
         service = permission.partition(".")[0]
         return any(held in ("*", permission, f"{service}.*") for held in self.permissions)
+
+    def expiry(self) -> Expiry | None:
+        """When streams of this caller end, on the running event loop's clock, and with what; None is never."""
+        if self.expires_at is None:
+            return None
+        error = Unauthenticated(
+            "the token has expired; the turn goes on: attach again with a new one", reason="TOKEN_EXPIRED"
+        )
+        return Expiry(asyncio.get_running_loop().time() + self.expires_at - time.time(), error)
 
     def require_tenant(self, name: Name) -> None:
         """Raise PermissionDenied unless the name is of the principal's tenant."""
@@ -111,29 +126,47 @@ CALLER: ContextVar[Principal] = ContextVar("personae_caller", default=NOBODY)
 """The principal of the RPC that runs in this context."""
 
 
-class Authenticator:
-    """Finds the principal of a key by its SHA-256; keys themselves are not kept."""
+class TokenVerifier(Protocol):
+    """Finds the principal of a signed token."""
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
+    async def principal(self, token: str) -> Principal:
+        """The caller.
+
+        Raises:
+            Unauthenticated: the token does not hold.
+            Unavailable: whether it does can't be found out now.
+        """
+        ...
+
+
+class Authenticator:
+    """Finds the principal of a key by its SHA-256, or of a token; keys themselves are not kept."""
+
+    def __init__(self, keys: Iterable[ApiKey], tokens: TokenVerifier | None = None) -> None:
+        self._tokens = tokens
         self._principals = {
             bytes.fromhex(key.sha256): Principal(key.id, key.tenant, key.user, key.permissions) for key in keys
         }
 
-    def authenticate(self, metadata: Mapping[str, str]) -> Principal:
+    async def authenticate(self, metadata: Mapping[str, str]) -> Principal:
         """The caller.
 
         Raises:
-            Unauthenticated: no key, or not a known one.
+            Unauthenticated: no credentials, or none that hold.
+            Unavailable: the keys that tokens are signed with can't be had.
         """
-        scheme, _, key = metadata.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key:
+        scheme, _, credential = metadata.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not credential:
             raise Unauthenticated(
-                "send an API key as metadata 'authorization: Bearer KEY'", reason="CREDENTIALS_MISSING"
+                "send an API key or a token as metadata 'authorization: Bearer ...'", reason="CREDENTIALS_MISSING"
             )
-        principal = self._principals.get(sha256(key.encode()).digest())
-        if principal is None:
-            raise Unauthenticated("the API key is not known here")
-        return principal
+        principal = self._principals.get(sha256(credential.encode()).digest())
+        if principal is not None:
+            return principal
+        # RFC 7515, section 7.1: three parts with dots between.
+        if self._tokens is not None and credential.count(".") == 2:
+            return await self._tokens.principal(credential)
+        raise Unauthenticated("the API key is not known here")
 
 
 def development_key(data_dir: Path, tenant: str = "demo") -> tuple[ApiKey, str, bool]:

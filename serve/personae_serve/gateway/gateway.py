@@ -34,6 +34,8 @@ from personae_serve.gateway.servicers import (
     PolicyServicer,
     SessionServicer,
 )
+from personae_serve.gateway.tls import server_credentials
+from personae_serve.gateway.tokens import open_tokens
 from personae_serve.stores import Stores, through_outage
 
 _log = structlog.get_logger(__name__)
@@ -99,6 +101,8 @@ class Gateway:
             self._telemetry,
             self._stack,
         )
+        credentials = server_credentials(settings.gateway.tls)
+        tokens = await open_tokens(settings.auth.jwt, stack)
         sessions = SessionLedger(
             stores.database,
             stores.vault,
@@ -146,7 +150,7 @@ class Gateway:
         consents = ConsentLedger(stores.database)
         self.server = GatewayServer(
             settings.gateway,
-            GatewayInterceptor(Authenticator(self._keys), telemetry),
+            GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
             personas=PersonaServicer(personas, self._engines, stores.vault),
             sessions=SessionServicer(service, sessions, personas, policy, stores.vault, telemetry),
             memories=MemoryServicer(
@@ -160,6 +164,7 @@ class Gateway:
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),
+            credentials=credentials,
             reflection=settings.profile == "development",
         )
         tasks = [

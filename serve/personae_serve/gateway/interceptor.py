@@ -140,7 +140,7 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    principal = self._authenticator.authenticate(metadata)
+                    principal = await self._authenticator.authenticate(metadata)
                     permission = PERMISSIONS.get(method)
                     if permission is None or not principal.may(permission):
                         raise PermissionDenied(

@@ -27,6 +27,7 @@ from personae_serve.gateway.servicers import (
     PolicyServicer,
     SessionServicer,
 )
+from personae_serve.gateway.tls import bind
 
 SERVICE_NAMES = tuple(
     service.full_name
@@ -56,6 +57,7 @@ class GatewayServer:
     """The server of one process.
 
     Args:
+        credentials: TLS; None speaks plain HTTP/2, on loopback only.
         reflection: lists the API to anyone; development only.
     """
 
@@ -69,9 +71,11 @@ class GatewayServer:
         memories: MemoryServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
+        credentials: grpc.ServerCredentials | None,
         reflection: bool,
     ) -> None:
         self._settings = settings
+        self._credentials = credentials
         self._server = grpc.aio.server(
             interceptors=[interceptor],
             options=server_options(settings),
@@ -96,11 +100,11 @@ class GatewayServer:
         """Listen; the port.
 
         Raises:
-            ConfigError: the address can't be bound.
+            ConfigError: the address can't be bound, or is not loopback and there is no TLS.
         """
         address = f"{self._settings.host}:{self._settings.port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = bind(self._server, self._settings.host, self._settings.port, self._credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"gateway: {address} can't be bound, is another host running? Choose another gateway.port"

@@ -330,9 +330,10 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> None:
         begun = time.monotonic()
         session = await self._session(_own("session", request.session, "session"))
-        await self._stream(
-            context, begun, session, self._service.converse(session, request.turn_id, request.text, received=begun)
+        seens = self._service.converse(
+            session, request.turn_id, request.text, received=begun, expiry=CALLER.get().expiry()
         )
+        await self._stream(context, begun, session, seens)
 
     async def Attach(  # type: ignore[override]
         self, request: session_service_pb2.AttachRequest, context: Context
@@ -341,7 +342,8 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         session = await self._session(_own("session", request.session, "session"))
         if request.after_event_id:
             self._telemetry.stream_resumes.add(1)
-        seens = self._service.attach(session, request.after_event_id, request.turn_id)
+        expiry = CALLER.get().expiry()
+        seens = self._service.attach(session, request.after_event_id, request.turn_id, expiry=expiry)
         await self._stream(context, begun, session, seens)
 
     async def _stream(

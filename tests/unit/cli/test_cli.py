@@ -9,11 +9,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+import personae_client
 from personae_client import NotFoundError
 from personae_runtime.errors import ConfigError
 from personae_serve.cli import build_app
+from personae_serve.cli.connection import connect
 from personae_serve.cli.errors import explain
 from tests.conftest import run_python
+from tests.credentials import make_certificate
 
 pytestmark = pytest.mark.usefixtures("no_personae_environment")
 
@@ -64,6 +67,66 @@ def test_a_wrong_configuration_is_one_message_and_exit_code_1(
     assert done.exit_code == 1
     assert "gateway.port (PERSONAE_GATEWAY__PORT" in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("up",)], ids=" ".join)
+def test_a_host_for_other_machines_without_tls_is_refused(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("PERSONAE_GATEWAY__HOST", "0.0.0.0")
+    monkeypatch.setenv("PERSONAE_DATA_DIR", str(tmp_path / "data"))
+    done = run(*command)
+    assert done.exit_code == 1
+    for key in ("gateway.tls.certificate", "gateway.tls.private_key", "auth.jwt.issuer"):
+        assert f"  {key} (PERSONAE_" in done.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_config_check_reads_the_certificate(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate, key = make_certificate("server").write(tmp_path, "server")
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__CERTIFICATE", str(certificate))
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__PRIVATE_KEY", str(key))
+    assert "The certificate holds until" in run("config", "check").output
+    key.unlink()
+    done = run("config", "check")
+    assert done.exit_code == 1
+    assert "gateway.tls.private_key" in done.output
+
+
+async def test_options_choose_how_to_connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PERSONAE_DATA_DIR", str(tmp_path))
+    ca, _ = make_certificate("ca", authority=True).write(tmp_path, "ca")
+    certificate, key = make_certificate("client").write(tmp_path, "client")
+    await connect("example.com:7400", "k", tls=True).close()
+    await connect("example.com:7400", None, token="t", ca=ca, cert=certificate, key=key).close()
+    for options, words in (
+        ({"token": "t"}, "in the clear"),
+        ({"ca": tmp_path / "absent"}, "absent can't be read: No such file"),
+        ({"cert": certificate}, "both or none"),
+        ({"api_key": "k", "token": "t"}, "not both"),
+    ):
+        with pytest.raises(typer.BadParameter, match=words):
+            connect("example.com:7400", **{"api_key": None, **options})
+
+
+async def test_a_host_that_listens_everywhere_is_reached_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PERSONAE_GATEWAY__HOST", "0.0.0.0")
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__CERTIFICATE", "server.crt")
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__PRIVATE_KEY", "server.key")
+    monkeypatch.setenv("PERSONAE_AUTH__JWT", '{"issuer": "i", "audience": "a", "jwks": "j.json"}')
+    given: list[tuple[str, object]] = []
+
+    class Client:
+        def __init__(self, target: str, **options: object) -> None:
+            given.append((target, options["tls"]))
+
+    monkeypatch.setattr(personae_client, "PersonaeClient", Client)
+    connect(None, None, token="t")
+    assert given == [("127.0.0.1:7400", personae_client.Tls())]
 
 
 def test_wrong_usage_is_exit_code_2(run: Callable[..., Result]) -> None:

@@ -123,6 +123,7 @@ class RecordedTurn(session_service_pb2_grpc.SessionServiceServicer):
         self.cuts = cuts
         self.repeat = repeat  # send this many events again that the client has seen
         self.calls: list[session_service_pb2.ConverseRequest | session_service_pb2.AttachRequest] = []
+        self.tokens: list[str] = []
         self.events = a_turn()
 
     async def Converse(self, request: session_service_pb2.ConverseRequest, context: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,8 @@ from personae_client import (
     PersonaeClient,
     PersonaeError,
     RateLimitedError,
+    Tls,
+    UnauthenticatedError,
     UnavailableError,
     Violation,
 )
@@ -180,9 +183,75 @@ async def test_a_key_may_travel_in_the_clear_on_this_machine(target: str) -> Non
 
 
 @pytest.mark.parametrize("target", ["10.0.0.7:7400", "example.com:443", "dns:///example.com:7400"])
-async def test_a_key_never_travels_in_the_clear_beyond_it(target: str) -> None:
-    with pytest.raises(ValueError, match="in the clear"):
-        PersonaeClient(target, api_key="k")
+async def test_nothing_travels_in_the_clear_beyond_it_unless_allowed(target: str) -> None:
+    for credential in ({}, {"api_key": "k"}, {"token": lambda: "t"}):
+        with pytest.raises(ValueError, match="in the clear"):
+            PersonaeClient(target, **credential)
+    await PersonaeClient(target, api_key="k", allow_plaintext=True).close()
+    await PersonaeClient(target, api_key="k", tls=Tls()).close()
+
+
+async def test_arguments_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        PersonaeClient(api_key="k", token=lambda: "t")
+    with pytest.raises(ValueError, match="not both"):
+        PersonaeClient(tls=Tls(), credentials=grpc.ssl_channel_credentials())
+    with pytest.raises(ValueError, match="both or none"):
+        Tls(certificate_file="client.crt")
+    with pytest.raises(FileNotFoundError):
+        PersonaeClient(tls=Tls(ca_file=tmp_path / "none.crt"))
+
+
+EXPIRED = {"code": grpc.StatusCode.UNAUTHENTICATED, "reason": "TOKEN_EXPIRED"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_every_attempt_asks_for_a_token_and_an_expired_one_is_replaced(asynchronous: bool) -> None:
+    given = iter(("t1", "t2", "t3"))
+
+    async def later() -> str:
+        return next(given)
+
+    servicer = Flaky(EXPIRED, UNAVAILABLE)
+    async with serving(personas=servicer, token=later if asynchronous else lambda: next(given)) as client:
+        await client.personas.get("x")
+    assert [sent["authorization"] for sent in servicer.metadata] == ["Bearer t1", "Bearer t2", "Bearer t3"]
+
+
+async def test_a_provider_that_has_only_expired_tokens_is_given_up() -> None:
+    servicer = Flaky(*[EXPIRED] * 9)
+    async with serving(personas=servicer, token=lambda: "old", max_attempts=3) as client:
+        with pytest.raises(UnauthenticatedError):
+            await client.personas.get("x")
+    assert len(servicer.metadata) == 3
+
+
+@pytest.mark.parametrize(
+    ("refused", "options"),
+    [
+        ({"code": grpc.StatusCode.UNAUTHENTICATED, "reason": "TOKEN_INVALID"}, {"token": lambda: "t"}),
+        (EXPIRED, {"api_key": "a token that nobody replaces"}),
+    ],
+)
+async def test_a_refusal_that_a_new_token_does_not_help_is_raised_at_once(
+    refused: dict[str, Any], options: dict[str, Any]
+) -> None:
+    servicer = Flaky(refused)
+    async with serving(personas=servicer, **options) as client:
+        with pytest.raises(UnauthenticatedError):
+            await client.personas.get("x")
+    assert len(servicer.metadata) == 1
+
+
+async def test_what_a_token_provider_raises_is_raised() -> None:
+    def fail() -> str:
+        raise LookupError("no identity here")
+
+    async with serving(personas=Flaky(), token=fail) as client:
+        with pytest.raises(LookupError, match="no identity here"):
+            await client.personas.get("x")
+        with pytest.raises(LookupError, match="no identity here"):
+            await client.sessions.converse("s", "hello").collect()
 
 
 async def test_with_options_changes_options_and_keeps_the_connection() -> None:

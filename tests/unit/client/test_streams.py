@@ -17,6 +17,7 @@ from personae_client import (
     PersonaeClient,
     RateLimitedError,
     TurnInProgressError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from tests.unit.client.server import SESSION, TURN, RecordedTurn, a_turn, event, fail, serving
@@ -56,6 +57,34 @@ async def test_a_stream_cut_after_any_event_yields_each_event_once_in_order(
 
 async def test_a_view_dropped_for_being_slow_is_opened_again() -> None:
     assert await ids(RecordedTurn([(4, grpc.StatusCode.RESOURCE_EXHAUSTED)])) == ALL
+
+
+@pytest.mark.parametrize("count", range(len(ALL)))
+async def test_a_stream_whose_token_expires_goes_on_with_a_new_one(count: int) -> None:
+    class Expiring(RecordedTurn):
+        async def _send(self, events: list[event_pb2.SessionEvent], context: Any) -> None:
+            self.tokens.append(dict(context.invocation_metadata())["authorization"])
+            if len(self.calls) > 1:
+                await super()._send(events, context)
+                return
+            for item in events[:count]:
+                await context.write(item)
+            await fail(context, grpc.StatusCode.UNAUTHENTICATED, reason="TOKEN_EXPIRED")
+
+    servicer, given = Expiring([]), iter(("t1", "t2"))
+    assert await ids(servicer, token=lambda: next(given)) == ALL
+    assert servicer.tokens == ["Bearer t1", "Bearer t2"]
+
+
+async def test_a_stream_with_a_token_that_is_refused_for_good_is_raised_at_once() -> None:
+    class Refusing(RecordedTurn):
+        async def _send(self, events: list[event_pb2.SessionEvent], context: Any) -> None:
+            await fail(context, grpc.StatusCode.UNAUTHENTICATED, reason="TOKEN_INVALID")
+
+    servicer = Refusing([])
+    with pytest.raises(UnauthenticatedError):
+        await ids(servicer, token=lambda: "t")
+    assert len(servicer.calls) == 1
 
 
 @given(

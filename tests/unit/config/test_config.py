@@ -131,9 +131,92 @@ def test_loopback_addresses_are_accepted(host: str) -> None:
     assert load_settings(gateway={"host": host}).gateway.host == host
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.com", ""])
-def test_any_other_address_is_refused_for_want_of_tls(host: str) -> None:
-    assert "TLS" in refusal(gateway={"host": host})
+TLS = {"certificate": "tls.crt", "private_key": "tls.key"}
+JWT = {"issuer": "https://id.example/", "audience": "personae", "jwks": "https://id.example/jwks.json"}
+API_KEY = {"id": "a", "sha256": "0" * 64, "tenant": "t"}
+ELSEWHERE = ["0.0.0.0", "192.168.1.2", "::", "example.com"]
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_any_other_address_needs_tls_and_a_way_to_know_callers(host: str) -> None:
+    message = refusal(gateway={"host": host})
+    assert "3 settings are wrong" in message
+    for key, example in (
+        ("gateway.tls.certificate", "/etc/personae/tls/tls.crt"),
+        ("gateway.tls.private_key", "/etc/personae/tls/tls.key"),
+        ("auth.jwt.issuer", "https://id.example.com/"),
+    ):
+        assert f"  {key} (PERSONAE_" in message
+        assert f'example:  "{example}"' in message
+    assert f"gateway.host ({host}) is not a loopback address" in message
+    assert "auth.api_keys" in message
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+@pytest.mark.parametrize("auth", [{"jwt": JWT}, {"api_keys": [API_KEY]}], ids=["jwt", "keys"])
+def test_any_other_address_is_accepted_with_both(host: str, auth: dict[str, object]) -> None:
+    assert load_settings(gateway={"host": host, "tls": TLS}, auth=auth).gateway.host == host
+    assert "auth.jwt.issuer" in refusal(gateway={"host": host, "tls": TLS})
+    assert "gateway.tls.certificate" in refusal(gateway={"host": host}, auth=auth)
+
+
+def test_an_empty_address_is_none() -> None:
+    assert "gateway.host" in refusal(gateway={"host": ""}, auth={"jwt": JWT})
+
+
+@pytest.mark.parametrize(
+    ("sections", "missing"),
+    [
+        ({"gateway": {"tls": {"certificate": "c"}}}, ["gateway.tls.private_key"]),
+        ({"gateway": {"tls": {"private_key": "k"}}}, ["gateway.tls.certificate"]),
+        ({"gateway": {"tls": {"client_ca": "k"}}}, ["gateway.tls.certificate", "gateway.tls.private_key"]),
+        ({"gateway": {"tls": {**TLS, "require_client_certificate": True}}}, ["gateway.tls.client_ca"]),
+        ({"auth": {"jwt": {"issuer": "i"}}}, ["auth.jwt.audience", "auth.jwt.jwks"]),
+        ({"auth": {"jwt": {"jwks": "file.json", "audience": "a"}}}, ["auth.jwt.issuer"]),
+    ],
+    ids=str,
+)
+def test_half_of_tls_or_jwt_is_refused(sections: dict[str, object], missing: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(**sections)
+    assert caught.value.metadata["keys"].split(",") == missing
+
+
+def test_clients_must_show_a_certificate_if_there_is_an_authority_for_them_unless_told_otherwise() -> None:
+    def asks(**tls: object) -> bool:
+        return load_settings(gateway={"tls": {**TLS, **tls}}).gateway.tls.asks_clients
+
+    assert not asks()
+    assert asks(client_ca="ca.crt")
+    assert not asks(client_ca="ca.crt", require_client_certificate=False)
+
+
+@pytest.mark.parametrize(
+    "jwks", ["http://id.example/jwks.json", "ftp://id.example/x", "https://", "file:///x", "http://"]
+)
+def test_signing_keys_are_not_read_in_the_clear(jwks: str) -> None:
+    assert "auth.jwt.jwks" in refusal(auth={"jwt": {**JWT, "jwks": jwks}})
+
+
+@pytest.mark.parametrize("jwks", ["https://id.example/jwks.json", "http://127.0.0.1:80/x", "keys/jwks.json", "~/j"])
+def test_signing_keys_come_by_https_from_this_machine_or_from_a_file(jwks: str) -> None:
+    assert load_settings(auth={"jwt": {**JWT, "jwks": jwks}}).auth.jwt.jwks == jwks
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "none", "ES256K", ""])
+def test_only_known_asymmetric_algorithms_are_accepted(algorithm: str) -> None:
+    assert "auth.jwt.algorithm" in refusal(auth={"jwt": {**JWT, "algorithm": algorithm}})
+
+
+def test_a_nested_section_in_the_environment_that_is_not_json_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS", "tls.crt")
+    assert "gateway.tls (PERSONAE_GATEWAY__TLS)" in refusal()
+
+
+def test_nested_settings_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__CERTIFICATE", "a.crt")
+    monkeypatch.setenv("PERSONAE_GATEWAY__TLS__PRIVATE_KEY", "a.key")
+    assert load_settings(gateway={"port": 1}).gateway.tls.certificate == Path("a.crt")
 
 
 @pytest.mark.parametrize("value", ["mysql://u:hunter2@h/d", "not-a-dsn-hunter2"])
@@ -187,12 +270,15 @@ def test_every_setting_is_documented_with_an_example() -> None:
 
 
 def test_every_example_of_a_plain_setting_is_accepted() -> None:
+    # What some need beside them.
+    companions = {"tls": {**TLS, "client_ca": "ca.crt"}, "jwt": JWT}
+
     def check(model: type, *sections: str) -> None:
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
             if hasattr(field.annotation, "model_fields"):
                 check(field.annotation, *sections, name)
             elif name != "master_key" and field.examples:
-                override = {name: field.examples[0]}
+                override = {**companions.get(sections[-1] if sections else "", {}), name: field.examples[0]}
                 if override == {"profile": "production"}:
                     override["ledger"] = {"master_key": KEY}
                 for section in reversed(sections):
