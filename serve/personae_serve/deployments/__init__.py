@@ -1,0 +1,1 @@
+"""The Ray Serve deployments of a cluster, and what routes and scales them."""

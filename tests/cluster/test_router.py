@@ -1,0 +1,166 @@
+"""The affinity router and the scaling policy inside a real Serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from personae_runtime.config import ModelDeploymentSettings
+
+ray = pytest.importorskip("ray", reason="needs the extra `cluster`")
+
+from ray import serve  # noqa: E402
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig  # noqa: E402
+
+from personae_serve.deployments import autoscaling  # noqa: E402
+from personae_serve.deployments.router import affinity_key, request_router_config, running_replicas  # noqa: E402
+
+ROUTER = RequestRouterConfig(**request_router_config(1.25))
+PATIENCE_S = 40
+
+
+class Model:
+    """Says which replica it is."""
+
+    def __init__(self, gate: Any = None) -> None:
+        self._gate = gate
+
+    async def __call__(self) -> str:
+        return str(serve.get_replica_context().replica_id.unique_id)
+
+    async def hold(self) -> str:
+        """Answer only once the gate is open."""
+        await self._gate.opened.remote()
+        return str(serve.get_replica_context().replica_id.unique_id)
+
+    async def die(self) -> None:
+        os._exit(1)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        return {autoscaling.ONGOING: 0, autoscaling.WAITING: 0, autoscaling.KV_USE: 0}
+
+
+class Gate:
+    """Lets requests wait for each other."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._open = asyncio.Event()
+        self._arrived = 0
+
+    async def opened(self) -> None:
+        self._arrived += 1
+        await self._open.wait()
+
+    async def arrived(self) -> int:
+        return self._arrived
+
+    async def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers have the environment of this process, not its import path.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        serve.start(proxy_location="Disabled")
+        try:
+            yield
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def gate(cluster: None) -> Any:
+    return ray.remote(num_cpus=0)(Gate).remote()
+
+
+@pytest.fixture(scope="module")
+def model(gate: Any) -> Any:
+    app = serve.deployment(
+        name="model",
+        num_replicas=3,
+        max_ongoing_requests=8,
+        health_check_period_s=1,
+        ray_actor_options={"num_cpus": 0.1},
+        request_router_config=ROUTER,
+    )(Model)
+    return serve.run(app.bind(gate), name="affinity", route_prefix=None)
+
+
+def ask(model: Any, session: str, method: str = "__call__") -> str:
+    handle = model.options(session_id=affinity_key("persona", session), method_name=method)
+    return str(handle.remote().result(timeout_s=30))
+
+
+def eventually(what: Callable[[], bool]) -> None:
+    """Ask again and again until it holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_sessions_stay_at_their_replica(model: Any) -> None:
+    homes = {f"s{n}": ask(model, f"s{n}") for n in range(12)}
+    assert all(ask(model, session) == home for session, home in homes.items() for _ in range(3))
+    assert running_replicas(model.deployment_id) == 3
+
+
+def test_requests_without_a_session_are_served(model: Any) -> None:
+    assert model.remote().result(timeout_s=30)
+
+
+def test_a_session_goes_on_elsewhere_while_its_replica_is_at_the_bound(model: Any, gate: Any) -> None:
+    home = ask(model, "busy")
+    hold = model.options(session_id=affinity_key("persona", "busy"), method_name="hold")
+    held = [hold.remote(), hold.remote()]  # a quarter of max_ongoing_requests
+    eventually(lambda: ray.get(gate.arrived.remote()) == 2)
+    eventually(lambda: ask(model, "busy") != home)  # once the end of the earlier request is known
+    ray.get(gate.open.remote())
+    assert home in [response.result(timeout_s=30) for response in held]
+    eventually(lambda: ask(model, "busy") == home)
+
+
+def test_a_killed_replica_moves_only_its_own_sessions(model: Any) -> None:
+    before = {f"s{n}": ask(model, f"s{n}") for n in range(24)}
+    dead = before["s0"]
+    with pytest.raises(ray.exceptions.RayError):
+        ask(model, "s0", "die")
+
+    def replaced() -> bool:
+        seen = {ask(model, f"s{n}") for n in range(24)}
+        return dead not in seen and running_replicas(model.deployment_id) == 3
+
+    eventually(replaced)
+    old = set(before.values())
+    for session, home in before.items():
+        now = ask(model, session)
+        assert now == home or home == dead or now not in old, "moved between replicas that were there all the time"
+        assert now != dead
+
+
+def test_a_model_without_replicas_is_started_by_a_request_and_stopped_when_idle(cluster: None) -> None:
+    settings = ModelDeploymentSettings(kind="synthetic", min_replicas=0, max_replicas=2, downscale_delay_s=1)
+    app = serve.deployment(
+        name="cold",
+        max_ongoing_requests=8,
+        ray_actor_options={"num_cpus": 0.1},
+        request_router_config=ROUTER,
+        autoscaling_config=AutoscalingConfig(**autoscaling.autoscaling_config(settings)),
+    )(Model)
+    handle = serve.run(app.bind(), name="cold", route_prefix=None)
+    assert running_replicas(handle.deployment_id) == 0
+    response = handle.options(session_id=affinity_key("persona", "first")).remote()
+    assert response.result(timeout_s=60)
+    assert running_replicas(handle.deployment_id) == 1
+    eventually(lambda: not serve.status().applications["cold"].deployments["cold"].replica_states.get("RUNNING"))
