@@ -190,7 +190,9 @@ class EngineSettings(_Section):
         examples=["smollm2-135m-instruct"],
     )
     threads: int = Field(0, ge=0, description="CPU threads of llama.cpp; 0 means all cores.", examples=[2])
-    parallel: int = Field(16, ge=1, le=256, description="Requests generated at once.", examples=[16])
+    parallel: int = Field(
+        16, ge=1, le=4096, description="Requests generated at once; with llama.cpp at most 256.", examples=[16]
+    )
     max_waiting: int = Field(
         64, ge=0, description="Requests queued beyond that; more fail with RESOURCE_EXHAUSTED.", examples=[64]
     )
@@ -206,12 +208,21 @@ class EngineSettings(_Section):
         10.0, ge=0, description="Synthetic engine: milliseconds between tokens.", examples=[10]
     )
     synthetic_tokens: int = Field(64, ge=1, description="Synthetic engine: tokens of a reply.", examples=[64])
+    synthetic_delta_tokens: int = Field(
+        8, ge=1, description="Synthetic engine: most tokens of a delta when synthetic_itl_ms is 0.", examples=[1]
+    )
     synthetic_seed: int = Field(0, description="Synthetic engine: seed of clock and text.", examples=[0])
     synthetic_text: str | None = Field(
         None,
         description="Synthetic engine: the text to repeat; unset draws words by seed.",
         examples=["It is a fine day."],
     )
+
+    @model_validator(mode="after")
+    def _llamacpp_is_bounded(self) -> Self:
+        if self.kind == "llamacpp" and self.parallel > 256:
+            raise ValueError("parallel of at most 256 with llama.cpp")
+        return self
 
 
 class MemorySettings(_Section):

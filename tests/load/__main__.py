@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--conversations", type=int, default=100, help="open, burst: how many")
     made.add_argument("--streaming-share", type=float, default=0.15, help="open: part that streams at any time")
     made.add_argument("--hold", action="store_true", help="keep a stream open between turns (gateway)")
+    made.add_argument("--at-once", type=int, default=0, help="burst: turns in flight at most (a closed loop)")
     made.add_argument("--duration", type=float, default=30.0, help="seconds in which turns are sent")
     made.add_argument("--warmup", type=float, default=0.0, help="first seconds, not measured")
     made.add_argument("--drain", type=float, default=60.0, help="seconds for the last turns to end")
@@ -39,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--key", default=os.environ.get("PERSONAE_API_KEY", ""), help="API key (PERSONAE_API_KEY)")
     made.add_argument("--model", default="synthetic", help="openai: name of the model")
     made.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help="gRPC metadata")
+    made.add_argument("--coalesce", type=int, default=0, help="grpc: tokens to ask for in a message")
+    made.add_argument("--prefix", default="", help="of session ids; drawn if not given")
     made.add_argument("--reattach", type=float, default=0.0, help="seconds to attach again when the server goes away")
     made.add_argument("--gate", action="store_true", help="say READY when prepared, start on a line of stdin")
     made.add_argument("--json", type=Path, help="write the report here, else to stdout")
@@ -75,9 +78,12 @@ async def drive(args: argparse.Namespace) -> dict[str, Any]:
             key=args.key,
             conversations=len(conversations),
             reattach_s=args.reattach,
-            prefix=f"load-{uuid.uuid4().hex[:8]}",
+            prefix=args.prefix or f"load-{uuid.uuid4().hex[:8]}",
             metadata=[(name, value) for name, _, value in (pair.partition("=") for pair in args.metadata)],
         )
+
+        if isinstance(driver, GrpcDriver):
+            driver.coalesce = args.coalesce
 
     async def gate() -> None:
         print("READY", file=sys.stderr, flush=True)
@@ -91,6 +97,7 @@ async def drive(args: argparse.Namespace) -> dict[str, Any]:
             warmup_s=args.warmup,
             drain_s=args.drain,
             hold=args.hold,
+            at_once=args.at_once,
             on_start=gate if args.gate else None,
         )
     finally:

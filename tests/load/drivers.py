@@ -334,8 +334,13 @@ class GatewayDriver:
 class GrpcDriver(GatewayDriver):
     """A bare gRPC service with the gateway's Converse and nothing else, such as one behind Serve's own proxy.
 
-    Nothing is resumed; to cancel is to hang up.
+    Nothing is resumed; to cancel is to hang up. The limit of a reply and the
+    tokens that make a message ride in the turn's id, `t1-<coalesce>-<limit>`:
+    the request has no fields for them.
     """
+
+    coalesce = 0
+    """Tokens that the service is asked to put in a message; 0 is every delta as it is."""
 
     async def prepare(self, conversations: Sequence[Conversation]) -> list[Talk]:
         """Names alone."""
@@ -347,10 +352,8 @@ class GrpcDriver(GatewayDriver):
     async def turn(self, talk: Talk, turn: PlannedTurn, outcome: Outcome) -> None:
         """See Driver.turn."""
         channel = talk.plan.index % len(self._channels)
-        # The limit rides in the turn's id: the message has no field for it.
-        request = session_service_pb2.ConverseRequest(
-            session=talk.session, turn_id=f"t{turn.number}-{self._scenario.reply_tokens}", text=turn.text
-        )
+        turn_id = f"t{turn.number}-{self.coalesce}-{self._scenario.reply_tokens}"
+        request = session_service_pb2.ConverseRequest(session=talk.session, turn_id=turn_id, text=turn.text)
         frames: list[tuple[float, bytes]] = []
         outcome.sent = time.perf_counter()
         call = self._converse[channel](request, metadata=self._metadata(talk))

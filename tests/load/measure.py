@@ -165,6 +165,7 @@ class Measures:
         self._seconds: dict[int, dict[str, Any]] = {}
         self._first_text = self._last_text = 0.0
         self._busy_s = 0.0
+        self._first_due = self._last_end = 0.0
         self._rates: list[float] = []
 
     def lag(self, seconds: float) -> None:
@@ -199,6 +200,8 @@ class Measures:
             record["cancel"].record(outcome.cancel_s)
         for name, seconds in outcome.server.items():
             record[f"server_{name}"].record(seconds)
+        self._first_due = min(self._first_due or outcome.due, outcome.due)
+        self._last_end = max(self._last_end, outcome.ended)
         self.counts["messages"] += outcome.messages
         self.counts["output_tokens"] += outcome.output_tokens
         self.counts["input_tokens"] += outcome.input_tokens
@@ -240,6 +243,8 @@ class Measures:
             **{f"{name}_ms": histogram.summary() for name, histogram in self.histograms.items()},
             **{name: self.counts[name] for name in ("messages", "text_messages", "chars")},
             **{name: self.counts[name] for name in ("output_tokens", "input_tokens", "cached_input_tokens")},
+            # From the first turn's due time to the last one's end, and from the first text to the last.
+            "span_s": round(self._last_end - self._first_due, 3),
             "window_s": round(window, 3),
             "tokens_per_s": round(tokens / window, 1) if window else 0.0,
             "messages_per_s": round(texts / window, 1) if window else 0.0,

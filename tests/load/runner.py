@@ -24,6 +24,7 @@ async def run(
     warmup_s: float = 0.0,
     drain_s: float = 60.0,
     hold: bool = False,
+    at_once: int = 0,
     on_start: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, Any]:
     """Hold the conversations; the report.
@@ -38,6 +39,9 @@ async def run(
         warmup_s: turns due before this are not measured; their failures count.
         drain_s: what is not over so long after `duration_s` has failed.
         hold: keep a stream open between the turns of a conversation.
+        at_once: turns in flight at most, 0 for no limit; a turn that waits for a
+            place is due when it gets it. This closes the loop: for comparisons at
+            a given concurrency, not for load.
         on_start: awaited once everything is prepared.
     """
     talks = await driver.prepare(conversations)
@@ -49,7 +53,10 @@ async def run(
     begun = time.perf_counter() + _LEAD_S
     measures = Measures(begun, warmup_s)
     running: dict[Talk, Outcome] = {}
-    tasks = [asyncio.create_task(_hold(driver, talk, measures, running, begun, duration_s, hold)) for talk in talks]
+    places = asyncio.Semaphore(at_once) if at_once else None
+    tasks = [
+        asyncio.create_task(_hold(driver, talk, measures, running, begun, duration_s, hold, places)) for talk in talks
+    ]
     remaining = begun + duration_s + drain_s - time.perf_counter()
     done, late = await asyncio.wait(tasks, timeout=remaining) if tasks else (set(), set())
     for task in late:
@@ -80,6 +87,7 @@ async def _hold(
     begun: float,
     duration_s: float,
     hold: bool,
+    places: asyncio.Semaphore | None,
 ) -> None:
     if hold:
         await driver.rest(talk)
@@ -91,11 +99,16 @@ async def _hold(
         if wait > 0:
             await asyncio.sleep(wait)
             measures.lag(time.perf_counter() - due)
+        if places is not None:
+            await places.acquire()
+            due = time.perf_counter()
         outcome = running[talk] = Outcome(due)
         if hold and (failure := await driver.wake(talk)):
             measures.fail(failure)
         await driver.turn(talk, turn, outcome)
         del running[talk]
+        if places is not None:
+            places.release()
         measures.add(outcome)
         if hold:
             await driver.rest(talk)

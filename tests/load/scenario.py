@@ -45,6 +45,7 @@ class Tenant(_Section):
         key: its API key; empty takes the one that the command line gives.
         share: its part of all conversations, over the sum of all shares.
         personas, users: how many of each; a conversation draws one of both.
+        first_user: number of the first user, for runs that must meet people who have not talked yet.
     """
 
     name: str = Field("demo", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -52,6 +53,7 @@ class Tenant(_Section):
     share: float = Field(1.0, gt=0)
     personas: int = Field(2, ge=1, le=1000)
     users: int = Field(200, ge=1)
+    first_user: int = Field(0, ge=0)
 
 
 class Message(_Section):
@@ -232,7 +234,7 @@ def _conversation(scenario: Scenario, index: int, due: float, turns: int | None,
     (tenant,) = draw.choices(scenario.tenants, [tenant.share for tenant in scenario.tenants])
     persona = f"load-{draw.randrange(tenant.personas)}"
     # Users in turn: the quota of turns is per user, and a run must not meet it by chance.
-    user = f"u{index % tenant.users}"
+    user = f"u{tenant.first_user + index % tenant.users}"
     return Conversation(scenario, index, tenant, persona, user, due, turns, gap)
 
 

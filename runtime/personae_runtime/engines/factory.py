@@ -33,6 +33,7 @@ def build_engine(engine: EngineSettings, *, profile: str, models_dir: Path) -> E
             max_concurrent=engine.parallel,
             max_waiting=engine.max_waiting,
             context_tokens=engine.context_tokens,
+            max_tokens_per_delta=engine.synthetic_delta_tokens,
             model=engine.model,
         )
     from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.load.peers import free_port, ready, stdin_closed
+from tests.load.peers.vllm_engine import DEFAULTS, environment
 
 SYNTHETIC = "synthetic"
 
@@ -132,13 +133,7 @@ async def main(args: argparse.Namespace) -> None:
         name = Path(args.model).name
         config = LLMConfig(
             model_loading_config={"model_id": name, "model_source": args.model},
-            engine_kwargs={
-                "dtype": "float32",
-                "enforce_eager": True,
-                "max_model_len": args.context_tokens,
-                "max_num_seqs": args.max_num_seqs,
-                "block_size": args.block_size,
-            },
+            engine_kwargs=DEFAULTS | args.engine,
             deployment_config={"num_replicas": 1},
             **common,
         )
@@ -162,20 +157,16 @@ if __name__ == "__main__":
     parser.add_argument("--ttft-ms", type=float, default=0.0)
     parser.add_argument("--itl-ms", type=float, default=0.0)
     parser.add_argument("--tokens-per-delta", type=int, default=1)
-    parser.add_argument("--context-tokens", type=int, default=2048)
-    parser.add_argument("--max-num-seqs", type=int, default=64)
-    parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--engine", type=json.loads, default={}, help="vLLM's arguments, JSON, above DEFAULTS")
     asked = parser.parse_args()
-    engine = {
+    synthetic = {
         "ttft_ms": asked.ttft_ms,
         "itl_ms": asked.itl_ms,
         "tokens": asked.tokens,
         "max_tokens_per_delta": asked.tokens_per_delta,
     }
     # Inherited by every process that Ray starts on this machine.
-    os.environ["PERSONAE_LOAD_SYNTHETIC"] = json.dumps(engine)
+    os.environ["PERSONAE_LOAD_SYNTHETIC"] = json.dumps(synthetic)
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0" if asked.no_throughput else "1")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environment()
     asyncio.run(main(asked))

@@ -1,10 +1,11 @@
 """A persona's stream behind Ray Serve's own gRPC proxy: what one gets without a gateway.
 
-    python -m tests.load.peers.serve_proxy --tokens 400 [--coalesce 8] [--itl-ms 0] [--direct]
+    python -m tests.load.peers.serve_proxy --tokens 400 [--itl-ms 0] [--direct]
 
 The synthetic engine runs in the replica that the proxy calls, so that there is
 one hop less than in the application; nothing is gated, remembered or recorded.
-One message per engine delta, or one for every `--coalesce` tokens. Prints `port`.
+One message per engine delta, or one for as many tokens as the turn's id asks
+for (`tests.load.drivers.GrpcDriver`). Prints `port`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,17 @@ class Streamer:
 
     Args:
         engine: arguments of the synthetic engine.
-        coalesce: tokens that make a message; 0 sends each delta as it is.
     """
 
-    def __init__(self, engine: dict[str, Any], coalesce: int) -> None:
+    def __init__(self, engine: dict[str, Any]) -> None:
         from personae_runtime.engines.synthetic import SyntheticEngine
 
         self._engine = SyntheticEngine(profile="development", **engine)
-        self._coalesce = coalesce
         self._started = False
         self._serial = 0
 
     async def Converse(self, request: Any) -> AsyncIterator[Any]:
-        """Stream one reply; its limit is what follows the last dash of the turn's id."""
+        """Stream one reply."""
         from personae.v1 import event_pb2
         from personae_runtime.engines.engine import GenerateRequest, Message
 
@@ -45,10 +44,11 @@ class Streamer:
             await self._engine.start()
             self._started = True
         self._serial += 1
+        _, coalesce, limit = request.turn_id.rsplit("-", 2)
         asked = GenerateRequest(
             request_id=str(self._serial),
             messages=[Message("user", request.text)],
-            max_tokens=int(request.turn_id.rpartition("-")[2]),
+            max_tokens=int(limit),
             temperature=0.0,
         )
         event_id, held, held_tokens, tokens = 1, [], 0, 0
@@ -59,7 +59,7 @@ class Streamer:
             tokens += delta.tokens
             held.append(delta.text)
             held_tokens += delta.tokens
-            if held_tokens >= self._coalesce or delta.finish is not None:
+            if held_tokens >= int(coalesce) or delta.finish is not None:
                 event_id += 1
                 yield event_pb2.SessionEvent(
                     event_id=event_id, turn_id=request.turn_id, text_delta=event_pb2.TextDelta(text="".join(held))
@@ -103,7 +103,7 @@ async def main(args: argparse.Namespace) -> None:
         "context_tokens": 1 << 20,
     }
     deployment = serve.deployment(max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.1})(Streamer)
-    app = deployment.bind(engine, args.coalesce)
+    app = deployment.bind(engine)
     await asyncio.to_thread(serve.run, app, name=APPLICATION, route_prefix="/")
     # With direct ingress each replica listens itself, from this port on.
     served = int(os.environ.get("RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT", "40000")) if args.direct else port
@@ -120,7 +120,6 @@ if __name__ == "__main__":
     parser.add_argument("--ttft-ms", type=float, default=0.0)
     parser.add_argument("--itl-ms", type=float, default=0.0)
     parser.add_argument("--tokens-per-delta", type=int, default=1)
-    parser.add_argument("--coalesce", type=int, default=0)
     parser.add_argument("--num-cpus", type=float, default=4)
     parser.add_argument("--direct", action="store_true", help="direct ingress: past the proxy")
     asked = parser.parse_args()

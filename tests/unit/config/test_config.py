@@ -304,3 +304,9 @@ def test_effective_settings_say_where_each_value_comes_from(tmp_path: Path, monk
 def test_the_committed_page_is_the_generated_one() -> None:
     page = ROOT / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == configuration_markdown(), "run `make docs`"
+
+
+def test_only_llamacpp_bounds_the_places_of_an_engine() -> None:
+    with pytest.raises(ConfigError, match=r"at most 256 with llama\.cpp"):
+        load_settings(engine={"kind": "llamacpp", "parallel": 300})
+    assert load_settings(engine={"kind": "synthetic", "parallel": 300}).engine.parallel == 300
