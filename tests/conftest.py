@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,14 @@ def no_personae_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("PERSONAE_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder of the test's own.
+
+    Not pytest's: any other pytest that starts closes the parent of that one to
+    all but its owner, and a PostgreSQL that was started by root is another user.
+    """
+    with tempfile.TemporaryDirectory(prefix="personae-fault-", ignore_cleanup_errors=True) as path:
+        yield Path(path)

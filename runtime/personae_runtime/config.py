@@ -470,6 +470,17 @@ class ClusterSettings(_Section):
     gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
     memory: ReplicaSettings = ReplicaSettings()
     guard: ReplicaSettings = ReplicaSettings()
+    guard_scorers: tuple[Literal["ngram"], ...] = Field(
+        (),
+        description="Those of `policy.scorers` that run in the guard deployment, batched over all gateways; the others"
+        " run in each gateway.",
+        examples=[["ngram"]],
+    )
+    dashboard: bool = Field(
+        True,
+        description="Start Ray's dashboard, on loopback, with a cluster on this machine; `serve status` asks it.",
+        examples=[True],
+    )
     affinity_load_factor: float = Field(
         1.25,
         gt=1,
@@ -557,6 +568,11 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def model_deployments(self) -> tuple[ModelDeploymentSettings, ...]:
+        """The models of a cluster, the default first: `cluster.models`, or `[engine]` alone."""
+        return self.cluster.models or (ModelDeploymentSettings(**self.engine.model_dump()),)
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:

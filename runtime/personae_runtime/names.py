@@ -48,6 +48,9 @@ class Name:
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
 
+    def revision_name(self) -> str:
+        return f"{self.persona_name()}/revisions/{self.revision}"
+
     def user_name(self) -> str:
         return f"{self.persona_name()}/users/{self.user}"
 

@@ -23,7 +23,7 @@ from personae_runtime.errors import ConfigError, PersonaeError
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.setup import setup_telemetry
-from personae_serve.gateway.auth import development_key
+from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
 from personae_serve.stores import Stores, open_memory, open_stores
@@ -122,12 +122,8 @@ class EmbeddedHost:
         policy = Policy.load(settings.policy.bundle, settings.policy.scorers, settings.policy.scorer_timeout_ms)
         if settings.gateway.tls.certificate is not None:
             read_certificate_files(settings.gateway.tls)
-        keys = list(settings.auth.api_keys)
-        if not keys and not settings.auth.jwt.enabled:
-            if settings.profile != "development":
-                raise ConfigError("auth.api_keys or auth.jwt is required outside a development profile")
-            entry, self.development_key, self.development_key_is_new = development_key(settings.data_dir)
-            keys.append(entry)
+        accepted = accepted_keys(settings)
+        self.development_key, self.development_key_is_new = accepted.development, accepted.new
         self.engine = self._engine or build_engine(
             settings.engine, profile=settings.profile, models_dir=settings.models_dir
         )
@@ -155,7 +151,7 @@ class EmbeddedHost:
             recall=None if memory is None else memory.recall,
             indexing=self.indexer,
             telemetry=telemetry,
-            keys=keys,
+            keys=accepted.keys,
             host_id=host_id(settings.data_dir),
         )
         port = await self.gateway.start()

@@ -114,6 +114,10 @@ def fixed(event: event_pb2.SessionEvent) -> bytes:
     return kept.SerializeToString(deterministic=True)
 
 
+class GoneAway(Exception):
+    """The server said that it goes away and ended the stream: the turn is to be watched elsewhere."""
+
+
 class Api:
     """The stubs of one connection, with the key in place."""
 
@@ -131,7 +135,11 @@ class Api:
         self, journal: Journal, turn: TurnRecord, stream: Any, last: int = 0, limit: int | None = None
     ) -> int:
         """Read a stream of one turn to its end, or `limit` events of it; the last id."""
+        going_away = False
         async for event in stream:
+            if event.HasField("go_away"):
+                going_away = True
+                continue
             last = journal.note(turn, event, last)
             if event.WhichOneof("event") in TERMINAL:
                 turn.ended = True
@@ -139,6 +147,8 @@ class Api:
                 limit -= 1
                 if limit == 0:
                     return last
+        if not turn.ended and going_away:
+            raise GoneAway
         if not turn.ended:
             journal.wrong.append(f"{turn.session.session_id}/{turn.turn_id}: a stream ended after {last}, the turn not")
         return last
@@ -204,6 +214,8 @@ class User:
                 self._pending, self._fresh = self._next(), True
             try:
                 await self._pending(api, self._fresh)
+            except GoneAway:
+                self._fresh = False
             except grpc.aio.AioRpcError as error:
                 self._fresh = False
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:

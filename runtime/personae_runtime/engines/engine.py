@@ -38,7 +38,7 @@ class GenerateRequest:
         cache_salt: separates prefix caches of different trust domains; engines
             without a shared cache ignore it.
         adapter: LoRA adapter by name; None is the base model.
-        affinity: persona and session; an engine of several replicas sends what
+        affinity: names of revision and session; an engine of several replicas sends what
             shares them to the same one, whose prefix cache knows the prompt.
         trace_headers: W3C trace context for engines that trace.
     """

@@ -496,7 +496,7 @@ class TurnRunner:
             priority=persona_type(turn.persona.type).priority,
             cache_salt=self._vault.cache_salt(turn.session.tenant, turn.session.persona, turn.session.revision),
             adapter=definition.adapter or None,
-            affinity=(turn.session.name.persona_name(), turn.session.name.session_name()),
+            affinity=(turn.session.name.revision_name(), turn.session.name.session_name()),
             trace_headers=inject_context(turn.context),
         )
         engine = turn.persona.engine

@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-from personae_runtime.config import ApiKey
-from personae_runtime.errors import PermissionDenied, Unauthenticated
+from personae_runtime.config import ApiKey, Settings
+from personae_runtime.errors import ConfigError, PermissionDenied, Unauthenticated
 from personae_runtime.names import Name
 from personae_runtime.sessions.views import Expiry
 
@@ -167,6 +167,29 @@ class Authenticator:
         if self._tokens is not None and credential.count(".") == 2:
             return await self._tokens.principal(credential)
         raise Unauthenticated("the API key is not known here")
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedKeys:
+    """The keys of a host; `development` is the generated one, "" if keys are configured."""
+
+    keys: tuple[ApiKey, ...]
+    development: str = ""
+    new: bool = False
+
+
+def accepted_keys(settings: Settings) -> AcceptedKeys:
+    """The configured keys, or in a development profile without any, and without tokens, the generated one.
+
+    Raises:
+        ConfigError: nobody could call, and the profile is not development.
+    """
+    if settings.auth.api_keys or settings.auth.jwt.enabled:
+        return AcceptedKeys(settings.auth.api_keys)
+    if settings.profile != "development":
+        raise ConfigError("auth.api_keys or auth.jwt is required outside a development profile")
+    entry, key, new = development_key(settings.data_dir)
+    return AcceptedKeys((entry,), key, new)
 
 
 def development_key(data_dir: Path, tenant: str = "demo") -> tuple[ApiKey, str, bool]:

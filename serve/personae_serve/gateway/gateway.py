@@ -26,6 +26,7 @@ from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
+from personae_serve.gateway.load import StreamLoad
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
@@ -77,6 +78,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._healthy = True
         self._serving = False
+        self.load = StreamLoad()
         self.runner: TurnRunner
         self.server: GatewayServer
 
@@ -152,7 +154,7 @@ class Gateway:
             settings.gateway,
             GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
             personas=PersonaServicer(personas, self._engines, stores.vault),
-            sessions=SessionServicer(service, sessions, personas, policy, stores.vault, telemetry),
+            sessions=SessionServicer(service, sessions, personas, policy, stores.vault, telemetry, self.load),
             memories=MemoryServicer(
                 stores.memories,
                 personas,

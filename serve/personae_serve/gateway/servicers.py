@@ -46,6 +46,7 @@ from personae_runtime.sessions.views import SLOW_CONSUMER
 from personae_runtime.telemetry.setup import Telemetry
 from personae_serve.gateway import convert
 from personae_serve.gateway.auth import CALLER
+from personae_serve.gateway.load import StreamLoad
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 _SEARCH_DEADLINE_S = 1.0
@@ -239,8 +240,10 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         policy: Policy,
         vault: Vault,
         telemetry: Telemetry,
+        load: StreamLoad,
     ) -> None:
         self._service = service
+        self._load = load
         self._telemetry = telemetry
         self._sessions = sessions
         self._personas = personas
@@ -352,12 +355,15 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         telemetry, first = self._telemetry, True
         telemetry.views.add(1)
         telemetry.active_views.add(1)
+        self._load.open_streams += 1
         try:
             async with aclosing(seens):
                 async for seen in seens:
                     if first:
                         first = False
-                        telemetry.time_to_first_event.record(time.monotonic() - begun)
+                        waited = time.monotonic() - begun
+                        telemetry.time_to_first_event.record(waited)
+                        self._load.admitted(waited)
                     await context.write(convert.event(session, seen))
         except ResourceExhausted as error:
             if error.reason == SLOW_CONSUMER:
@@ -365,6 +371,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             raise
         finally:
             telemetry.active_views.add(-1)
+            self._load.open_streams -= 1
 
     async def CancelTurn(
         self, request: session_service_pb2.CancelTurnRequest, context: Context

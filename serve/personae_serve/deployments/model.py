@@ -1,0 +1,346 @@
+"""The model deployment, and the engine that a gateway sees of it.
+
+`ModelReplica` runs in a Serve replica over any engine; `RemoteEngine` is the
+engine protocol over its handle. Between them deltas travel as small tuples,
+several tokens to a tuple under load, never an object of Ray's for each token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from personae_runtime.config import ModelDeploymentSettings, TelemetrySettings
+from personae_runtime.engines.engine import Engine, EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
+from personae_runtime.engines.factory import build_engine
+from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, PersonaeError
+from personae_runtime.telemetry.logs import setup_logging
+from personae_serve.deployments.autoscaling import KV_USE, ONGOING, WAITING, autoscaling_config
+from personae_serve.deployments.router import affinity_key, request_router_config, running_replicas
+from personae_serve.deployments.tokens import TokenCounter
+
+_log = structlog.get_logger(__name__)
+
+# Requests up to which a replica hands every delta on at once, and at which it gathers for the whole pause.
+_COALESCE_FROM: Final = 4
+_COALESCE_FULL: Final = 64
+_ATTEMPTS: Final = 3
+
+Frame = tuple[Any, ...]
+"""What crosses the replica boundary: `(text, tokens)`, the last
+`(text, tokens, finish, input_tokens, cached_input_tokens)`, or instead of it a
+failure `(None, kind, message, reason, retry_after_s)`."""
+
+
+async def coalesce(
+    deltas: AsyncGenerator[EngineDelta, None], pause_s: Callable[[], float]
+) -> AsyncGenerator[EngineDelta, None]:
+    """The same text in fewer deltas: the first at once, then what came within a pause, or while nobody asked.
+
+    Args:
+        deltas: of one reply; closed when this is.
+        pause_s: asked before each delta but the first for the seconds since the one before it.
+    """
+    text: list[str] = []
+    tokens = 0
+    last: EngineDelta | None = None
+    failure: BaseException | None = None
+    ended = False
+    news = asyncio.Event()
+
+    async def pump() -> None:
+        nonlocal tokens, last, failure, ended
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    text.append(delta.text)
+                    tokens += delta.tokens
+                    if delta.finish is not None:
+                        last = delta
+                    news.set()
+        except Exception as error:
+            failure = error
+        finally:
+            ended = True
+            news.set()
+
+    pumping = asyncio.create_task(pump(), name="model-deltas")
+    sent_at = -math.inf
+    try:
+        while True:
+            await news.wait()
+            if not ended and (wait := sent_at + pause_s() - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    # The end of the reply is not kept waiting.
+                    async with asyncio.timeout(wait):
+                        await pumping
+            news.clear()
+            joined, count = "".join(text), tokens
+            text.clear()
+            tokens = 0
+            if last is not None:
+                yield EngineDelta(joined, count, last.finish, last.input_tokens, last.cached_input_tokens)
+                return
+            if count or joined:
+                yield EngineDelta(joined, count)
+                sent_at = time.monotonic()
+            if ended:
+                if failure is not None:
+                    raise failure
+                return
+    finally:
+        pumping.cancel()
+        # Its generator is closed, which aborts the request, before this one is.
+        await asyncio.wait({pumping})
+
+
+class ModelReplica:
+    """One replica of a model.
+
+    Args:
+        model: a `ModelDeploymentSettings`, dumped.
+        profile, models_dir: as in Settings.
+        coalesce_ms: most milliseconds that deltas are gathered for.
+        telemetry: `TelemetrySettings`, dumped.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, model: dict[str, Any], profile: str, models_dir: str, coalesce_ms: float, telemetry: dict[str, Any]
+    ) -> None:
+        setup_logging(TelemetrySettings.model_validate(telemetry))
+        settings = ModelDeploymentSettings.model_validate(model)
+        self._coalesce_s = coalesce_ms / 1000
+        self._engine: Engine = build_engine(settings, profile=profile, models_dir=Path(models_dir))
+        await self._engine.start()
+
+    def _pause_s(self) -> float:
+        running = self._engine.capacity().running
+        share = (running - _COALESCE_FROM) / (_COALESCE_FULL - _COALESCE_FROM)
+        return min(1.0, max(0.0, share)) * self._coalesce_s
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Frame, None]:
+        """Stream one reply. Closing the stream aborts the request in the engine."""
+        try:
+            async with aclosing(coalesce(self._engine.generate(request), self._pause_s)) as deltas:
+                async for delta in deltas:
+                    if delta.finish is None:
+                        yield (delta.text, delta.tokens)
+                    else:
+                        yield (
+                            delta.text,
+                            delta.tokens,
+                            delta.finish.value,
+                            delta.input_tokens,
+                            delta.cached_input_tokens,
+                        )
+        except PersonaeError as error:
+            kind = type(error).__name__
+            yield (None, kind, error.message, error.reason, error.retry_after_s or 0.0)
+
+    async def describe(self) -> dict[str, Any]:
+        """The engine's capacity and counters, for status and benchmarks."""
+        capacity = self._engine.capacity()
+        prefix_cache = getattr(self._engine, "prefix_cache", None)
+        return {
+            "model": self._engine.model,
+            "running": capacity.running,
+            "waiting": capacity.waiting,
+            "kv_use": getattr(capacity, "kv_use", 0.0),
+            "max_context_tokens": capacity.max_context_tokens,
+            "prefix_cache": None
+            if prefix_cache is None
+            else {"queried_tokens": prefix_cache.queried_tokens, "hit_tokens": prefix_cache.hit_tokens},
+        }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the scaling policy goes by; Serve asks."""
+        capacity = self._engine.capacity()
+        return {
+            ONGOING: float(capacity.running + capacity.waiting),
+            WAITING: float(capacity.waiting),
+            KV_USE: getattr(capacity, "kv_use", 0.0),
+        }
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose engine is dead."""
+        await self._engine.health()
+
+    async def __del__(self) -> None:
+        # Serve awaits this once the replica's requests have ended.
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await engine.close()
+
+
+class RemoteEngine:
+    """A model deployment as an `Engine`.
+
+    Args:
+        settings: of the deployment.
+        handle: of the deployment.
+        counter: counts tokens as the model does, or above.
+    """
+
+    def __init__(self, settings: ModelDeploymentSettings, handle: DeploymentHandle[Any], counter: TokenCounter) -> None:
+        self._settings = settings
+        # This makes the router, too, so that the replicas are known before the first request.
+        self._handle = handle.options(
+            method_name="generate", stream=True, request_serialization="pickle", response_serialization="pickle"
+        )
+        self._counter = counter
+        self._deployment = handle.deployment_id
+        self._streams: dict[str, Any] = {}
+        self._aborted: set[str] = set()
+
+    @property
+    def model(self) -> str:
+        """See Engine.model."""
+        return self._settings.model
+
+    async def start(self) -> None:
+        """The replicas start by themselves."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
+        """See Engine.generate."""
+        if request.request_id in self._streams:
+            raise InvalidArgument(f"request {request.request_id!r} is in flight", reason="REQUEST_IN_FLIGHT")
+        persona, session = request.affinity
+        handle = self._handle.options(session_id=affinity_key(persona, session) if session else "")
+        self._streams[request.request_id] = None
+        try:
+            for attempt in range(_ATTEMPTS):
+                begun = False
+                try:
+                    frames: Any = handle.remote(request)
+                    self._streams[request.request_id] = frames
+                    try:
+                        async for frame in frames:
+                            begun = True
+                            delta = _delta(frame)
+                            yield delta
+                            if delta.finish is not None:
+                                return
+                    finally:
+                        # Reaches the replica's generator, and through it the engine's abort.
+                        frames.cancel()
+                    if request.request_id in self._aborted:
+                        yield EngineDelta("", 0, EngineFinish.ABORT)
+                        return
+                    raise EngineDead("the model replica ended the stream early")
+                except BackPressureError as error:
+                    raise EngineOverloaded("every replica of the model is full", retry_after_s=1.0) from error
+                except (asyncio.CancelledError, RayTaskError) as error:
+                    if request.request_id in self._aborted:
+                        yield EngineDelta("", 0, EngineFinish.ABORT)
+                        return
+                    if isinstance(error, RayTaskError):
+                        _log.warning("model_replica_failed", model=self.model, error=type(error.cause).__name__)
+                        raise EngineDead("the model replica failed") from error
+                    raise
+                except (RayActorError, DeploymentUnavailableError, RayServeException, RayError) as error:
+                    # A replica that died before its first token is as if it had never been asked.
+                    if begun or attempt + 1 == _ATTEMPTS:
+                        raise EngineDead(f"the model replica is gone: {type(error).__name__}") from error
+        finally:
+            self._streams.pop(request.request_id, None)
+            self._aborted.discard(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """See Engine.abort."""
+        frames = self._streams.get(request_id)
+        if frames is not None:
+            self._aborted.add(request_id)
+            frames.cancel()
+
+    def count_tokens(self, text: str) -> int:
+        """See Engine.count_tokens."""
+        return self._counter(text)
+
+    def capacity(self) -> EngineCapacity:
+        """The deployment's places, and of those what this gateway takes."""
+        replicas = running_replicas(self._deployment)
+        settings = self._settings
+        places = replicas * settings.parallel
+        taken = len(self._streams)
+        return EngineCapacity(
+            max_concurrent=places,
+            running=min(taken, places),
+            waiting=max(0, taken - places),
+            # A model that is not loaded yet may have as many wait for it as a replica would take.
+            max_waiting=max(1, replicas) * (settings.max_waiting if replicas else settings.parallel),
+            max_context_tokens=settings.context_tokens,
+        )
+
+    async def health(self) -> None:
+        """See Engine.health. A model that scales to zero is healthy without a replica."""
+        if self._settings.min_replicas and not running_replicas(self._deployment):
+            raise EngineDead(f"no replica of {self.model} runs")
+
+    async def close(self) -> None:
+        """Abort what runs here; the replicas go on."""
+        for request_id in tuple(self._streams):
+            await self.abort(request_id)
+
+
+def _delta(frame: Frame) -> EngineDelta:
+    text = frame[0]
+    if text is None:
+        _, kind, message, reason, retry_after_s = frame
+        if kind == "EngineOverloaded":
+            raise EngineOverloaded(message, retry_after_s=retry_after_s)
+        if kind == "InvalidArgument":
+            raise InvalidArgument(message, reason=reason)
+        raise EngineDead(message)
+    if len(frame) == 2:
+        return EngineDelta(text, frame[1])
+    return EngineDelta(text, frame[1], EngineFinish(frame[2]), frame[3], frame[4])
+
+
+def model_deployment(
+    settings: ModelDeploymentSettings,
+    *,
+    profile: str,
+    models_dir: Path,
+    coalesce_ms: float,
+    load_factor: float,
+    telemetry: dict[str, Any],
+) -> serve.Application:
+    """A model's deployment, bound."""
+    return serve.deployment(
+        name=deployment_name(settings.model),
+        ray_actor_options=actor_options(settings),
+        # The engine refuses what it can't queue; the replica's own bound lies above, so that this is heard.
+        max_ongoing_requests=settings.parallel + settings.max_waiting + 8,
+        max_queued_requests=settings.parallel + settings.max_waiting,
+        request_router_config=request_router_config(load_factor),
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        autoscaling_config=autoscaling_config(settings),
+    )(ModelReplica).bind(settings.model_dump(mode="json"), profile, str(models_dir), coalesce_ms, telemetry)
+
+
+SHUTDOWN_S: Final = 330.0
+"""Seconds that a replica's generations get to end: above a turn's longest."""
+
+
+def deployment_name(model: str) -> str:
+    """Of a model's deployment, in `serve status`."""
+    return f"model-{model.replace('/', '-')}"
+
+
+def actor_options(settings: ModelDeploymentSettings) -> dict[str, Any]:
+    """What Ray sets aside for a replica on one node."""
+    return {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}

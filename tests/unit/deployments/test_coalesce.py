@@ -1,0 +1,109 @@
+"""Deltas that cross the replica boundary: fewer of them, the same text, and an abort that reaches the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personae_runtime.engines.engine import EngineDelta, EngineFinish
+from personae_runtime.errors import EngineDead
+from personae_serve.deployments.model import coalesce
+
+LAST = EngineDelta("", 0, EngineFinish.STOP, 7, 3)
+
+
+class Source:
+    """An engine's deltas, handed out when the test says so."""
+
+    def __init__(self) -> None:
+        self.deltas: asyncio.Queue[EngineDelta | Exception] = asyncio.Queue()
+        self.taken = asyncio.Condition()
+        self.closed = False
+
+    async def stream(self) -> AsyncGenerator[EngineDelta, None]:
+        try:
+            while True:
+                delta = await self.deltas.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                yield delta
+                if delta.finish is not None:
+                    return
+        finally:
+            self.closed = True
+
+    async def put(self, *deltas: EngineDelta) -> None:
+        """Hand out, and wait until all of it has been taken."""
+        for delta in deltas:
+            self.deltas.put_nowait(delta)
+        while not self.deltas.empty():  # noqa: ASYNC110 - each pass lets the pump run
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 3600.0)
+    source.deltas.put_nowait(EngineDelta("One", 1))
+    assert await anext(out) == EngineDelta("One", 1)
+    second = asyncio.ensure_future(anext(out))
+    await source.put(EngineDelta(" two", 1), EngineDelta(" three", 2))
+    assert not second.done()
+    # The end of the reply does not wait for the pause.
+    await source.put(LAST)
+    assert await second == EngineDelta(" two three", 3, EngineFinish.STOP, 7, 3)
+    with pytest.raises(StopAsyncIteration):
+        await anext(out)
+    assert source.closed
+
+
+async def test_without_a_pause_what_came_while_nobody_asked_is_one_delta() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0)
+    source.deltas.put_nowait(EngineDelta("a", 1))
+    assert await anext(out) == EngineDelta("a", 1)
+    await source.put(EngineDelta("b", 1), EngineDelta("c", 1))
+    assert await anext(out) == EngineDelta("bc", 2)
+    await out.aclose()
+
+
+async def test_closing_the_stream_closes_the_engines() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0)
+    source.deltas.put_nowait(EngineDelta("a", 1))
+    await anext(out)
+    await out.aclose()
+    assert source.closed
+
+
+async def test_a_failure_comes_after_the_text_before_it() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0)
+    source.deltas.put_nowait(EngineDelta("a", 1))
+    source.deltas.put_nowait(EngineDead("gone"))
+    assert await anext(out) == EngineDelta("a", 1)
+    with pytest.raises(EngineDead):
+        await anext(out)
+
+
+@given(st.lists(st.tuples(st.text(max_size=6), st.integers(1, 4)), max_size=30), st.sampled_from((0.0, 0.0005)))
+def test_text_and_tokens_are_the_same_however_they_are_gathered(pieces: list[tuple[str, int]], pause_s: float) -> None:
+    async def run() -> list[EngineDelta]:
+        async def stream() -> AsyncGenerator[EngineDelta, None]:
+            for index, (text, tokens) in enumerate(pieces):
+                yield EngineDelta(text, tokens)
+                if index % 3 == 0:
+                    await asyncio.sleep(0)
+            yield LAST
+
+        return [delta async for delta in coalesce(stream(), lambda: pause_s)]
+
+    out = asyncio.run(run())
+    assert "".join(delta.text for delta in out) == "".join(text for text, _ in pieces)
+    assert sum(delta.tokens for delta in out) == sum(tokens for _, tokens in pieces)
+    assert [delta.finish for delta in out if delta.finish] == [EngineFinish.STOP]
+    assert (out[-1].input_tokens, out[-1].cached_input_tokens) == (7, 3)
