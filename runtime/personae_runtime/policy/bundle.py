@@ -228,6 +228,7 @@ class Plan:
         matchers: those that the rules ask about.
         thresholds: the numbers that each category is compared with, ascending;
             None if scores are used in any other way.
+        silent: text of any length without a match and without scores is plainly allowed.
     """
 
     MEMO_LIMIT = 4096
@@ -242,6 +243,7 @@ class Plan:
         self._uses_chars = any("chars" in r.program.variables() for r in rules)
         self.thresholds = _thresholds(r.spec.when for r in rules)
         self._memo: dict[Hashable, Verdict] = {}
+        self.silent = not self._uses_chars and self.evaluate((), {}, 0).plain
 
     def evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
         """The combined verdict; a rule that can't be evaluated blocks.

@@ -88,8 +88,8 @@ class StreamGate:
     """
 
     __slots__ = (
-        "_decisions", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_plan",
-        "_raw", "_raw_start", "_released", "_scan", "_scorers", "_scores", "_skip", "_stopped", "_unit", "_unit_end",
+        "_at", "_decisions", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_plan", "_raw",
+        "_raw_start", "_released", "_scan", "_scorers", "_scores", "_skip", "_stopped", "_unit", "_unit_end",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, scorers: Sequence[Scorer] = ()) -> None:
@@ -102,8 +102,9 @@ class StreamGate:
         self._out: list[str] = []  # cleared and not yet told
         self._stopped: Decision | None = None
         # Raw offsets count code points from the start of the reply.
-        self._raw = ""  # raw text from the start of the current unit on
+        self._raw = ""  # raw text, at least from the start of the current unit on
         self._raw_start = 0
+        self._at = 0  # where the current unit starts
         self._released = 0
         self._skip = 0  # raw text before this was replaced by a placeholder
         # Offsets into the window of normalised text.
@@ -152,6 +153,9 @@ class StreamGate:
         if self._stopped is not None:
             return Clearance(self._flush(), self._stopped)
         self._trim()
+        if self._at > self._raw_start:
+            self._raw = self._raw[self._at - self._raw_start :]
+            self._raw_start = self._at
         self._fresh = len(self._raw)
         # A match that may have begun, or a mark that needs the next character, can be settled by any delta.
         raw = self._raw
@@ -170,8 +174,12 @@ class StreamGate:
         """Judges every unit that is complete, as far as its matches are decided."""
         plan, normal, matchers = self._plan, self._normal, self._plan.matchers
         text = normal.text
-        pending = len(text) if final else matchers.pending(text, self._scan)
-        candidate = -1
+        pending = candidate = -1
+        # Usually one search tells that no unit of what has come holds, or may begin, a match.
+        if self._raw and self._scan < len(text):
+            self._scan = matchers.candidate(text, self._scan) if final else matchers.quiet_until(text, self._scan)
+        if not self._scorers and plan.silent:
+            self._pass_quiet(final)
         while True:
             end = self._find_unit_end(final)
             if end is None or end > normal.raw_end:
@@ -183,8 +191,10 @@ class StreamGate:
                 except ScorerFailure:
                     self._stop(plan.scorer_failed())
                     return
+            if self._scan < unit_stop and pending < 0:
+                pending = len(text) if final else matchers.pending(text, self._scan)
             # The unit's first match, as far as matches are decided.
-            limit = pending if pending < unit_stop else unit_stop
+            limit = unit_stop if self._scan >= unit_stop or pending >= unit_stop else pending
             matched = False
             while self._scan < limit:
                 if candidate < self._scan:
@@ -196,12 +206,12 @@ class StreamGate:
                     break
                 else:
                     self._scan = candidate + 1  # the validator said no
-            chars = end - self._raw_start
+            chars = end - self._at
             verdict = plan.evaluate((), self._scores, chars)
             if not verdict.action.stops:
                 # What stands before the first match has none, and its scores allow it.
                 self._release(normal.raw_start(self._scan) if self._scan < unit_stop else end)
-            if pending < unit_stop:
+            if limit < unit_stop:
                 return
             spans: list[Span] = []
             if matched:
@@ -220,6 +230,17 @@ class StreamGate:
             self._release(end)
             self._next_unit(end, unit_stop)
 
+    def _pass_quiet(self, final: bool) -> None:
+        """Releases the units before the next possible match: what nothing scores and no rule minds."""
+        normal, scan, begun = self._normal, self._scan, self._at
+        while (end := self._find_unit_end(final)) is not None and end <= normal.raw_end:
+            unit_stop = normal.index_at(end)
+            if unit_stop > scan:
+                break
+            self._next_unit(end, unit_stop)
+        if self._at > begun:
+            self._release(self._at)
+
     def _take(self, final: bool) -> None:
         new = "".join(self._incoming)
         self._incoming.clear()
@@ -228,8 +249,9 @@ class StreamGate:
 
     def _find_unit_end(self, final: bool) -> int | None:
         if self._unit_end is None and self._raw:
-            end = unit_end(self._raw, first=self._first)
-            if end is None and final:
+            start = self._at - self._raw_start
+            end = unit_end(self._raw, first=self._first, start=start)
+            if end is None and final and start < len(self._raw):
                 end = len(self._raw)
             if end is not None:
                 self._unit_end = self._raw_start + end
@@ -273,9 +295,10 @@ class StreamGate:
             self._skip = stop
 
     def _next_unit(self, end: int, unit_stop: int) -> None:
-        self._raw = self._raw[end - self._raw_start :]
-        self._raw_start = end
-        self._unit = self._scan = unit_stop
+        self._at = end
+        self._unit = unit_stop
+        if self._scan < unit_stop:
+            self._scan = unit_stop
         self._unit_end = None
         self._scores = None
         self._first = False

@@ -331,17 +331,20 @@ class MatcherSet:
     All offsets are into the `text` given. Text before `pos` serves as context of `\\b`.
     """
 
-    __slots__ = ("_any", "_one", "_pending", "matchers")
+    __slots__ = ("_any", "_either", "_one", "_pending", "matchers")
 
     def __init__(self, matchers: Iterable[Matcher]) -> None:
         self.matchers = tuple(sorted(matchers, key=lambda m: m.id))
         self._any: Any = None
         self._pending: Any = None
+        self._either: Any = None
         self._one = [(m, _compile(m.regex, longest=True)) for m in self.matchers]
         if self.matchers:
-            self._any = _compile("|".join(m.regex for m in self.matchers))
+            whole = "|".join(m.regex for m in self.matchers)
             prefixes = "|".join(p.prefixes for m in self.matchers for p in m.patterns)
+            self._any = _compile(whole)
             self._pending = _compile(f"(?:{prefixes})\\z")
+            self._either = _compile(f"{whole}|(?:{prefixes})\\z")
 
     def __bool__(self) -> bool:
         return bool(self.matchers)
@@ -357,6 +360,10 @@ class MatcherSet:
     def candidate(self, text: str, pos: int) -> int:
         """The first start at or after `pos` of a match that a validator may yet refuse; `len(text)` if none."""
         return _search(self._any, text, pos) if self._any is not None else len(text)
+
+    def quiet_until(self, text: str, pos: int) -> int:
+        """The lesser of `pending` and `candidate`, in one search: no match starts between `pos` and this."""
+        return _search(self._either, text, pos) if self._either is not None else len(text)
 
     def matches_at(self, text: str, pos: int) -> bool:
         """Whether any matcher matches at `pos`, its validator included."""
@@ -387,7 +394,7 @@ class MatcherSet:
 def _search(regex: Any, text: str, pos: int) -> int:
     # Bytes spare the binding its conversion of offsets, which are the same in ASCII.
     hit = regex.search(text.encode() if text.isascii() else text, pos)
-    return int(hit.start()) if hit is not None else len(text)
+    return hit.start() if hit is not None else len(text)
 
 
 def _longest_at(matcher: Matcher, regex: Any, text: str, pos: int) -> int | None:

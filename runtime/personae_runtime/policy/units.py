@@ -15,47 +15,52 @@ FIRST_UNIT_WORDS = 8
 WINDOW_CHARS = 240
 """Normalised characters before a unit that scorers see with it."""
 
-_SENTENCE = re.compile("[.!?…\n。！？]")
-_CLAUSE = re.compile("[,;:.!?…—\n。！？，；：、]")
-_WIDE = frozenset("。！？，；：、")  # these end without a space
-_CLOSERS = frozenset("\"'”’»)]}*_」』）")
+_CLOSERS = "\"'”’»)\\]}*_」』）"
+_WIDE = "。！？，；：、"  # these end without a space
 _FIRST_WORDS = re.compile(rf"\s*(?:\S+\s+){{{FIRST_UNIT_WORDS - 1}}}\S+(?=\s)")
 _SPACE = re.compile(r"\s(?=\S*\Z)")
 
 
-def unit_end(text: str, *, first: bool) -> int | None:
-    """Length of the first unit of `text`, which begins where a unit begins.
+def _ending(marks: str) -> re.Pattern[str]:
+    """A line break, or a mark with what closes it, before white space (a wide one: before no other) or the end."""
+    # One class first, which the engine looks for by itself.
+    closed = f"[{_CLOSERS}]*+"
+    return re.compile(rf"[\n{marks}](?:(?<=\n)|(?<=[{_WIDE}]){closed}(?![{_WIDE}])|{closed}(?=\s|\Z))")
+
+
+_SENTENCE = _ending(".!?…。！？")
+_CLAUSE = _ending(f",;:.!?…—{_WIDE}")
+
+
+def unit_end(text: str, *, first: bool, start: int = 0) -> int | None:
+    """Where the unit of `text` that begins at `start` ends.
 
     None if more text must come to know. A result never changes when text is appended.
     """
-    limit = min(len(text), MAX_UNIT_CHARS + 1)
-    end = _mark_end(text, limit, _CLAUSE if first else _SENTENCE)
+    limit = min(len(text), start + MAX_UNIT_CHARS + 1)
+    end = _mark_end(text, start, limit, _CLAUSE if first else _SENTENCE)
     if first:
-        words = _FIRST_WORDS.match(text, 0, limit)
+        words = _FIRST_WORDS.match(text, start, limit)
         if words is not None and (end is None or words.end() < end):
             end = words.end()
-    if end is not None or limit <= MAX_UNIT_CHARS:
+    if end is not None or limit <= start + MAX_UNIT_CHARS:
         return end
     # No mark in 200 characters: cut before the last white space of their second half, or hard.
-    space = _SPACE.search(text, MAX_UNIT_CHARS // 2, limit)
-    return space.start() if space is not None else MAX_UNIT_CHARS
+    space = _SPACE.search(text, start + MAX_UNIT_CHARS // 2, limit)
+    return space.start() if space is not None else start + MAX_UNIT_CHARS
 
 
-def _mark_end(text: str, limit: int, marks: re.Pattern[str]) -> int | None:
-    """End of the first mark, with what closes it, that ends a unit of at most `limit` - 1 characters."""
-    for mark in marks.finditer(text, 0, limit):
-        end = mark.end()
-        if mark.group() == "\n":
-            if text[: end - 1].strip():
-                return end - 1
-            continue
-        while end < limit and text[end] in _CLOSERS:
-            end += 1
-        if end >= limit:
-            return None
-        if text[end].isspace() or (mark.group() in _WIDE and text[end] not in _WIDE):
-            return end
-    return None
+def _mark_end(text: str, start: int, limit: int, endings: re.Pattern[str]) -> int | None:
+    """End of the first mark that ends a unit of at most `limit - start - 1` characters."""
+    while start < limit and text[start].isspace():  # a line break ends no blank unit
+        start += 1
+    found = endings.search(text, start, limit)
+    if found is None:
+        return None
+    if text[found.start()] == "\n":
+        return found.start()
+    # At the very end the next character decides.
+    return found.end() if found.end() < limit else None
 
 
 def split_units(text: str) -> list[str]:
@@ -63,9 +68,9 @@ def split_units(text: str) -> list[str]:
     units: list[str] = []
     at = 0
     while at < len(text):
-        end = unit_end(text[at : at + MAX_UNIT_CHARS + 1], first=not units)
+        end = unit_end(text, first=not units, start=at)
         # Beyond the limit unit_end always answers, so None is the rest of the text.
-        stop = len(text) if end is None else at + end
+        stop = len(text) if end is None else end
         units.append(text[at:stop])
         at = stop
     return units

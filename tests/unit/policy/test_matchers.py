@@ -65,6 +65,7 @@ def test_what_is_not_pending_is_decided(source: str, text: str, cut: int) -> Non
     }
     expected = {p for p in range(pending) if re.compile(source, re.ASCII).match(text, p)}
     assert {p for p in range(pending) if matchers.matches_at(prefix, p)} == expected
+    assert matchers.quiet_until(prefix, 0) == min(pending, matchers.candidate(prefix, 0))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,12 @@ def test_where_a_unit_ends_never_changes_when_text_is_appended(text: str, first:
         assert early < len(text[:cut])
 
 
+@given(texts, texts, st.booleans())
+def test_where_a_unit_ends_does_not_depend_on_what_stands_before_it(before: str, text: str, first: bool) -> None:
+    end = unit_end(text, first=first)
+    assert unit_end(before + text, first=first, start=len(before)) == (None if end is None else len(before) + end)
+
+
 @given(texts)
 def test_units_join_to_the_text_and_none_is_too_long(text: str) -> None:
     units = split_units(text)
