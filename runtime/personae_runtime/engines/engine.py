@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 
@@ -64,8 +64,7 @@ class EngineFinish(StrEnum):
     ABORT = "abort"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineDelta:
+class EngineDelta(NamedTuple):  # made for every few tokens: at a third of a frozen dataclass's cost
     """The next piece of a reply.
 
     Attributes:
@@ -75,6 +74,8 @@ class EngineDelta:
         finish: set on the last delta, and only there.
         input_tokens: prompt length; set on the last delta.
         cached_input_tokens: prompt tokens served from the prefix cache; last delta.
+        more: the next delta is there already and will come without a wait, so
+            that both can be judged together.
     """
 
     text: str
@@ -82,6 +83,7 @@ class EngineDelta:
     finish: EngineFinish | None = None
     input_tokens: int = 0
     cached_input_tokens: int = 0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ BLOCK_TOKENS = 16
 """Tokens of one block of the prefix cache, vLLM's default block size on GPUs."""
 CACHE_BLOCKS = 1 << 15
 """Blocks that the prefix cache holds before the least recently used go."""
+_DELTAS_IN_A_ROW = 8
+"""Deltas that are handed out without a wait, as from a queue that has filled."""
 _VARIANTS = 16
 """Different replies an engine knows; a prompt always gets the same one."""
 _PIECE_CHARS = 6
@@ -153,21 +155,25 @@ class SyntheticEngine:
             most = tokens if self._itl_s else self._max_tokens_per_delta
             loop = asyncio.get_running_loop()
             start = loop.time() + self._ttft_s
-            sent = chars = 0
+            sent = chars = row = 0
             while not ticket.aborted:
-                ready = min(bisect_right(due, loop.time() - start), tokens, sent + most)
-                if ready <= sent:
+                there = min(bisect_right(due, loop.time() - start), tokens)
+                if there <= sent:
                     await _sleep_until(loop, start + due[sent], ticket)
                     continue
+                ready = min(there, sent + most)
                 if ready == tokens:
                     yield EngineDelta(text[chars:end], tokens - sent, finish, input_tokens, cached)
                     return
                 # A stop string may begin before the last token does.
                 upto = min(ends[ready - 1], end)
-                yield EngineDelta(text[chars:upto], ready - sent)
+                row += 1
+                more = there > ready and row % _DELTAS_IN_A_ROW != 0
+                yield EngineDelta(text[chars:upto], ready - sent, more=more)
                 sent, chars = ready, upto
-                # A consumer that never waits must not starve the loop.
-                await asyncio.sleep(0)
+                if not more:
+                    # A consumer that never waits must not starve the loop.
+                    await asyncio.sleep(0)
             yield EngineDelta("", 0, EngineFinish.ABORT, input_tokens, cached)
         finally:
             self._admission.leave(ticket)

@@ -509,6 +509,7 @@ class TurnRunner:
         gate = self._policy.open_stream(turn.policy)
         gate_span = None
         finish: EngineFinish | None = None
+        due = False
         with self._telemetry.stage(names.SPAN_GENERATE, turn.context) as span:
             self._describe_request(span, turn, request)
             turn.prompt_at = time.monotonic()
@@ -523,7 +524,11 @@ class TurnRunner:
                             finish = delta.finish
                             turn.input_tokens = delta.input_tokens
                             turn.cached_input_tokens = delta.cached_input_tokens
-                        if gate.feed(delta.text) or delta.finish is not None:
+                        due |= gate.feed(delta.text)
+                        if delta.more:
+                            continue
+                        if due or delta.finish is not None:
+                            due = False
                             clearance = await gate.clear(final=delta.finish is not None)
                             if clearance.text:
                                 self._release(turn, clearance.text)

@@ -82,7 +82,24 @@ async def test_other_tasks_run_between_the_deltas_of_a_greedy_consumer() -> None
     task = asyncio.create_task(other())
     deltas = await reply(engine, ask())
     task.cancel()
-    assert turns >= len(deltas) - 1
+    assert turns >= sum(not delta.more for delta in deltas) - 1
+
+
+async def test_the_delta_after_one_that_announces_more_comes_without_a_wait() -> None:
+    stream = (await started(tokens=400)).generate(ask())
+    deltas: list[EngineDelta] = []
+    waited: list[bool] = []
+    while not deltas or deltas[-1].finish is None:
+        step, waits = anext(stream).__await__(), 0
+        try:
+            while True:
+                step.send(None)
+                waits += 1
+        except StopIteration as done:
+            deltas.append(done.value)
+            waited.append(waits > 0)
+    assert [delta.more for delta in deltas[:-1]] == [not wait for wait in waited[1:]]
+    assert 0 < sum(waited) < len(deltas)
 
 
 async def test_text_depends_on_prompt_and_seed_alone() -> None:
