@@ -67,10 +67,11 @@ async def turns(command: dict[str, Any]) -> dict[str, Any]:
     streams = await asyncio.gather(*(load.turn(index, request) for index, request in enumerate(requests)))
     ended = time.perf_counter()
     await load.close()
-    results = []
+    results, arrivals = [], []
     for frames in streams:
         events = [(at - begun, event_pb2.SessionEvent.FromString(frame)) for at, frame in frames]
         texts = [(at, event.text_delta.text) for at, event in events if event.HasField("text_delta")]
+        arrivals += [(at, len(text)) for at, text in texts]
         latency = next((event.latency for _, event in events if event.HasField("latency")), event_pb2.Latency())
         usage = next((event.usage for _, event in events if event.HasField("usage")), event_pb2.Usage())
         results.append(
@@ -90,7 +91,18 @@ async def turns(command: dict[str, Any]) -> dict[str, Any]:
                 "reason": str(events[-1][1]).replace("\n", " ") if events else "",
             }
         )
-    return {"wall_s": ended - begun, "turns": results}
+    return {"wall_s": ended - begun, "middle_half_s": middle_half(arrivals), "turns": results}
+
+
+def middle_half(arrivals: list[tuple[float, int]]) -> float:
+    """Seconds between the first and the last quarter of all characters, given as (time, characters)."""
+    arrivals.sort()
+    total, seen, marks = sum(chars for _, chars in arrivals), 0, []
+    for at, chars in arrivals:
+        seen += chars
+        while len(marks) < 2 and seen >= total * (0.25, 0.75)[len(marks)]:
+            marks.append(at)
+    return marks[1] - marks[0] if marks else 0.0
 
 
 async def main() -> None:

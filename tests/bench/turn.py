@@ -318,6 +318,11 @@ def rate(answer: dict[str, Any]) -> float:
     return float(sum(turn["output_tokens"] for turn in turns)) / (ended - begun)
 
 
+def steady_rate(answer: dict[str, Any]) -> float:
+    """Tokens per second while the middle half of the text came: admission and the ends of turns are left out."""
+    return float(sum(turn["output_tokens"] for turn in answer["turns"])) / 2 / answer["middle_half_s"]
+
+
 async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse.Namespace, say: Any) -> dict[str, Any]:
     gateway = await Process.start("tests.bench.servers")
     ready = await gateway.ask(
