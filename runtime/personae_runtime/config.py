@@ -180,10 +180,26 @@ class LedgerSettings(_Section):
         return key
 
 
+class AdapterSettings(_Section):
+    """A LoRA adapter that an engine can put on its model."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
+        description="What personas call it.",
+        examples=["nadia-2026"],
+    )
+    path: FilePath = Field(
+        description="Folder in PEFT's layout: adapter_config.json and adapter_model.safetensors.",
+        examples=["/var/lib/personae/adapters/nadia-2026"],
+    )
+
+
 class EngineSettings(_Section):
     """The model that writes."""
 
-    kind: Literal["llamacpp", "synthetic"] = Field("llamacpp", description="Which engine.", examples=["llamacpp"])
+    kind: Literal["llamacpp", "vllm", "synthetic"] = Field(
+        "llamacpp", description="Which engine.", examples=["llamacpp"]
+    )
     model: str = Field(
         "smollm2-135m-instruct",
         description="Model name, see `personae models list`.",
@@ -196,11 +212,75 @@ class EngineSettings(_Section):
     max_waiting: int = Field(
         64, ge=0, description="Requests queued beyond that; more fail with RESOURCE_EXHAUSTED.", examples=[64]
     )
-    context_tokens: int = Field(2048, ge=256, description="Context of one request, tokens.", examples=[2048])
+    context_tokens: int = Field(
+        2048, ge=256, description="Context of one request, prompt and reply, tokens.", examples=[2048]
+    )
     max_output_tokens: int = Field(
         160, ge=1, le=4096, description="Default length limit of a reply, tokens.", examples=[160]
     )
     temperature: float = Field(0.6, ge=0, le=2, description="Default sampling temperature.", examples=[0.6])
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="vLLM: what it computes in; `auto` is float32 on CPUs and the model's own on GPUs.",
+        examples=["bfloat16"],
+    )
+    enforce_eager: bool | None = Field(
+        None,
+        description="vLLM: run without compiled graphs, which start slowly; unset is true on CPUs, false on GPUs.",
+        examples=[True],
+    )
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="vLLM: workers that share each layer; must divide the attention heads.", examples=[2]
+    )
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="vLLM: groups of workers that share the layers, GPUs only.", examples=[2]
+    )
+    data_parallel_size: int = Field(1, ge=1, description="vLLM: copies of the model in one engine.", examples=[2])
+    executor: Literal["auto", "mp", "ray"] = Field(
+        "auto",
+        description="vLLM: how its workers are started; `ray` places them on several nodes.",
+        examples=["ray"],
+    )
+    block_size: int | None = Field(
+        None,
+        ge=8,
+        description="vLLM: tokens of a KV block, the grain of prefix reuse; unset is 32 on CPUs, its own on GPUs.",
+        examples=[32],
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="vLLM: KV cache of each worker, GiB; unset is 1 on CPUs, on GPUs what gpu_memory_utilization "
+        "leaves.",
+        examples=[4],
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="vLLM: share of each GPU's memory to use.", examples=[0.9]
+    )
+    batch_tokens: int | None = Field(
+        None,
+        ge=32,
+        description="vLLM: tokens that one step reads, prompts and replies together; while it runs nobody gets a "
+        "token. Unset is 256 on CPUs, its own on GPUs.",
+        examples=[2048],
+    )
+    cpu_threads_bind: str | None = Field(
+        None,
+        pattern=r"^(auto|nobind|[0-9,-]+(\|[0-9,-]+)*)$",
+        description="vLLM on CPUs: cores of each worker's threads, workers apart by `|`; unset leaves it to vLLM.",
+        examples=["0-3|4-7"],
+    )
+    adapters: tuple[AdapterSettings, ...] = Field(
+        (), description="vLLM: LoRA adapters that personas may name.", examples=[[]]
+    )
+    active_adapters: int = Field(
+        4, ge=1, description="vLLM: adapters that one batch may mix; requests for more wait.", examples=[8]
+    )
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="vLLM: OTLP/gRPC endpoint for its own spans, which join the turn's trace; unset makes none.",
+        examples=["http://127.0.0.1:4317"],
+    )
     synthetic_ttft_ms: float = Field(
         20.0, ge=0, description="Synthetic engine: milliseconds to the first token.", examples=[20]
     )
@@ -223,6 +303,13 @@ class EngineSettings(_Section):
         if self.kind == "llamacpp" and self.parallel > 256:
             raise ValueError("parallel of at most 256 with llama.cpp")
         return self
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_differ(cls, adapters: tuple[AdapterSettings, ...]) -> tuple[AdapterSettings, ...]:
+        if len({adapter.name for adapter in adapters}) < len(adapters):
+            raise ValueError("adapters that differ in `name`")
+        return adapters
 
 
 class MemorySettings(_Section):
@@ -1026,8 +1113,9 @@ def _problems_of(error: ValidationError, sources: _Sources) -> list[_Problem]:
         field = _field_at(tuple(part for part in loc if isinstance(part, str)))
         if item["type"] == "extra_forbidden" or field is None:
             if in_list:
-                listed = dict(_lists())[".".join(env_path)]
-                expected = _did_you_mean(str(loc[-1]), list(listed.model_fields))
+                around = _field_at(tuple(part for part in loc[:-1] if isinstance(part, str)))
+                item_type = _item_of(around) if around is not None else None
+                expected = _did_you_mean(str(loc[-1]), list(item_type.model_fields) if item_type else [])
             else:
                 expected = _did_you_mean(key, [".".join(path) for path, _ in _leaves(Settings)])
             problems.append(_problem(key, "unknown key" + sources.phrase(env_path), None, expected, ""))

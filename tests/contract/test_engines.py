@@ -16,14 +16,12 @@ from personae_runtime.engines.engine import Engine, EngineDelta, EngineFinish, G
 from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file
 from personae_runtime.engines.synthetic import SyntheticEngine
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, MissingModel
+from tests.contract.conftest import CONTEXT, PARALLEL, VLLM, WAITING, build_vllm, started
 
-PARALLEL = 2
-WAITING = 2
-CONTEXT = 512
 MODEL = "smollm2-135m-instruct"
 STORY = "Tell me a long story about a bicycle that crosses a mountain in winter."
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 def synthetic() -> Engine:
@@ -54,16 +52,31 @@ def llamacpp() -> Engine:
     )
 
 
-ENGINES = [pytest.param(synthetic, id="synthetic"), pytest.param(llamacpp, id="llamacpp", marks=pytest.mark.model)]
+def vllm() -> Engine:
+    return build_vllm(parallel=PARALLEL, max_waiting=WAITING, context_tokens=CONTEXT)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    build: Callable[[], Engine] = request.param
-    engine = build()
-    await engine.start()
-    yield engine
-    await engine.close()
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def synthetic_engine() -> AsyncIterator[Engine]:
+    async with started(synthetic()) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def llamacpp_engine() -> AsyncIterator[Engine]:
+    async with started(llamacpp()) as engine:
+        yield engine
+
+
+MARKS = {"synthetic": (), "llamacpp": (pytest.mark.model,), "vllm": VLLM}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(f"{name}_engine", id=name, marks=marks) for name, marks in MARKS.items()]
+)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    started_engine: Engine = request.getfixturevalue(request.param)
+    return started_engine
 
 
 _numbers = iter(range(1_000_000))
@@ -294,7 +307,9 @@ async def test_capacity_is_free_again_after_every_reply(engine: Engine) -> None:
     assert (capacity.max_concurrent, capacity.max_waiting, capacity.max_context_tokens) == (PARALLEL, WAITING, CONTEXT)
 
 
-@pytest.mark.parametrize("build", ENGINES)
+@pytest.mark.parametrize(
+    "build", [pytest.param(build, marks=MARKS[build.__name__]) for build in (synthetic, llamacpp, vllm)]
+)
 async def test_an_engine_serves_from_start_to_close(build: Callable[[], Engine]) -> None:
     engine = build()
     with pytest.raises(EngineDead):

@@ -105,10 +105,10 @@ class Admission:
             ticket.on_abort()
         return ticket
 
-    def abort_all(self) -> None:
-        """Abort every request in flight."""
-        for request_id in tuple(self._tickets):
-            self.abort(request_id)
+    def abort_all(self) -> list[str]:
+        """Abort every request in flight, and return the ids of those that ran."""
+        tickets = [self.abort(request_id) for request_id in tuple(self._tickets)]
+        return [ticket.request_id for ticket in tickets if ticket is not None and ticket.running]
 
     def forget(self, ticket: Ticket) -> None:
         """Free the request's id, while its place may still be taken. Safe to call twice."""

@@ -96,6 +96,7 @@ class EngineCapacity:
         waiting: admitted and not yet running.
         max_waiting: bound on `waiting`; beyond it `generate` raises EngineOverloaded.
         max_context_tokens: prompt and reply of one request together.
+        kv_use: share of the KV cache in use, 0 to 1; 0 where the engine can't tell.
     """
 
     max_concurrent: int
@@ -103,6 +104,7 @@ class EngineCapacity:
     waiting: int
     max_waiting: int
     max_context_tokens: int
+    kv_use: float = 0.0
 
 
 @runtime_checkable

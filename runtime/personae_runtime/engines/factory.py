@@ -36,6 +36,11 @@ def build_engine(engine: EngineSettings, *, profile: str, models_dir: Path) -> E
             max_tokens_per_delta=engine.synthetic_delta_tokens,
             model=engine.model,
         )
+    if engine.kind == "vllm":
+        from personae_runtime.engines.models import hf_folder
+        from personae_runtime.engines.vllm import VllmEngine
+
+        return VllmEngine(engine, folder=partial(hf_folder, engine.model, models_dir))
     from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file
 
     return LlamaCppEngine(

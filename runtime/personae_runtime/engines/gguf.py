@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -79,12 +79,18 @@ def read_vocabulary(file: Path) -> Vocabulary:
     types = meta.get("tokenizer.ggml.token_type", ())
     tokens = meta.get("tokenizer.ggml.tokens", [])
     control = [token for token, kind in zip(tokens, types, strict=False) if kind == _CONTROL_TOKEN and len(token) > 1]
-    # Longest first, so that no token hides behind a shorter one it begins with.
-    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True)))) if control else None
+    pattern = control_pattern(control)
     if meta.get("tokenizer.ggml.model") == "gpt2" and meta.get("tokenizer.ggml.pre") == "smollm":
         tokenizer = _smollm(tokens, meta["tokenizer.ggml.merges"])
         return Vocabulary(lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), True, pattern)
     return Vocabulary(upper_estimate, False, pattern)
+
+
+def control_pattern(spellings: Sequence[str]) -> re.Pattern[str] | None:
+    """Matches any of these tokens in a text; None if there are none."""
+    # Longest first, so that no token hides behind a shorter one it begins with.
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def upper_estimate(text: str) -> int:

