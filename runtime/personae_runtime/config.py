@@ -135,6 +135,25 @@ class GatewaySettings(_Section):
     drain_grace_s: float = Field(
         10.0, ge=0, description="Seconds that running turns get to end on shutdown.", examples=[10]
     )
+    reuse_port: bool = Field(
+        False,
+        description="Share the port with other gateways on this machine (SO_REUSEPORT). All must use one ledger.",
+        examples=[True],
+    )
+    peer_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address at which other gateways of the same ledger reach this one; it listens there for them.",
+        examples=["127.0.0.1"],
+    )
+    peer_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port for other gateways, 0 for a free one; unset is none: calls about turns that run here"
+        " must then come here themselves.",
+        examples=[7401],
+    )
     tls: TlsSettings = TlsSettings()
 
 

@@ -27,6 +27,7 @@ class Code(StrEnum):
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ABORTED = "ABORTED"
     UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     INTERNAL = "INTERNAL"
 
 
@@ -123,6 +124,42 @@ class Unavailable(PersonaeError):
 
     code = Code.UNAVAILABLE
     reason = "DEPENDENCY_UNAVAILABLE"
+
+
+class DeadlineExceeded(PersonaeError):
+    """The time that the caller gave is over; whether the call had an effect is unknown."""
+
+    code = Code.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class OwnedElsewhere(Unavailable):
+    """A running turn is another process's: the call belongs there, or must be tried again.
+
+    Args:
+        owner: the process, as the ledger names it.
+        endpoint: host:port at which it takes calls for its turns; empty if it
+            takes none, or has not been heard of for a lease's time.
+    """
+
+    reason = "TURN_OWNED_ELSEWHERE"
+
+    def __init__(self, owner: str, endpoint: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(
+            "the turn runs in another process; attach again, or try again when it has ended",
+            retry_after_s=retry_after_s,
+        )
+        self.owner = owner
+        self.endpoint = endpoint
+
+
+class Draining(Unavailable):
+    """This process stops and takes nothing new; another one, or its successor, does."""
+
+    reason = "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("this process is shutting down; try again", retry_after_s=1.0)
 
 
 class EngineOverloaded(ResourceExhausted):

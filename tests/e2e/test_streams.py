@@ -180,7 +180,7 @@ async def test_a_view_that_lags_is_dropped_and_the_turn_completes(start_host: St
         await call.read()
         await pause.wait()
         # A dropped view watches no more, even before its client notices.
-        [hub] = hosted.host.gateway.runner.hubs.all()
+        [(_, hub)] = hosted.host.gateway.runner.hubs.all()
         assert not hub.views
         pause.go.set()
         events = await ended(hosted, session, turn_id)

@@ -16,7 +16,7 @@ from personae_runtime.errors import (
     FailedPrecondition,
     LeaseLost,
     NotFound,
-    Unavailable,
+    OwnedElsewhere,
 )
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
@@ -29,6 +29,17 @@ from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
 from personae_runtime.sessions.events import Body, Event, TextDelta, TurnInterrupted, decode, encode
 
+_SESSIONS = (
+    "SELECT s.*, p.type AS persona_type, p.display_name"
+    " FROM sessions s JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
+)
+
+# Where owner o takes calls: $1 is the owner that asks, $2 a lease's time.
+_ENDPOINT = (
+    "CASE WHEN o.owner <> $1 AND o.fenced_at IS NULL AND o.seen_at > now() - $2::interval"
+    " THEN o.endpoint ELSE '' END AS endpoint"
+)
+
 RESERVED_EVENTS = 100_000
 """Event ids set aside for one turn; recovery writes above them, so a fenced
 owner's late ids can't collide. More events than a turn can have."""
@@ -36,7 +47,10 @@ owner's late ids can't collide. More events than a turn can have."""
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """A session; times are aware UTC."""
+    """A session, and what its persona is called now; times are aware UTC.
+
+    `next_event_id` is one above the last recorded event unless a turn runs.
+    """
 
     session_pk: int
     tenant: str
@@ -51,6 +65,9 @@ class SessionRow:
     disclosure: str
     history_from: int
     active_turn: str
+    next_event_id: int
+    persona_type: str
+    display_name: str
     created_at: datetime
     closed_at: datetime | None
 
@@ -102,6 +119,21 @@ class Admission:
     admitted_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """What a session has come to.
+
+    Attributes:
+        next_event_id: see `SessionRow`.
+        closed: no more turns.
+        running: where a turn runs; None if none does.
+    """
+
+    next_event_id: int
+    closed: bool
+    running: OwnedElsewhere | None
+
+
 class SessionLedger:
     """Sessions and what happened in them, written under one owner's lease.
 
@@ -131,28 +163,45 @@ class SessionLedger:
         self._host = host
         self._lease = timedelta(seconds=lease_s)
         self._epoch = 0
+        self._endpoint = ""
+        self._draining = False
+        self.alone = True
+        """No other owner lived at the last `renew`."""
+        self.peers: frozenset[str] = frozenset()
+        """Endpoints of other owners that lived and admitted turns then."""
 
     # -- ownership -----------------------------------------------------------
 
-    async def register(self) -> None:
-        """Take up a new owner name with a higher epoch; turns can be admitted from now on."""
+    async def register(self, endpoint: str | None = None) -> None:
+        """Take up a new owner name with a higher epoch; turns can be admitted from now on.
+
+        Args:
+            endpoint: host:port at which other owners reach this one; empty for
+                nowhere, None for the same as before.
+        """
         owner = f"{self._host}/{uuid4().hex}"
+        self._endpoint = self._endpoint if endpoint is None else endpoint
         self._epoch = await self._database.fetchval(
-            "INSERT INTO owners (owner, host) VALUES ($1, $2)"
+            "INSERT INTO owners (owner, host, endpoint, draining_at)"
+            " VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END)"
             # A repeat after a lost connection finds its own row.
             " ON CONFLICT (owner) DO UPDATE SET host = $2 RETURNING epoch",
             owner,
             self._host,
+            self._endpoint,
+            self._draining,
         )
         self.owner = owner
 
     async def renew(self) -> None:
-        """Extend the leases of every turn that this owner runs.
+        """Tell that this owner lives, extend the leases of every turn that it runs, and see who else lives.
 
         Raises:
             LeaseLost: the owner was fenced off.
         """
-        held = await self._database.fetchval("SELECT fenced_at IS NULL FROM owners WHERE owner = $1", self.owner)
+        held = await self._database.fetchval(
+            "UPDATE owners SET seen_at = now() WHERE owner = $1 AND fenced_at IS NULL RETURNING true", self.owner
+        )
         if not held:
             raise LeaseLost("this process was fenced off; its turns belong to another")
         await self._database.execute(
@@ -160,6 +209,63 @@ class SessionLedger:
             self.owner,
             self._lease,
         )
+        await self.find_peers()
+
+    async def find_peers(self) -> frozenset[str]:
+        """Endpoints of other owners that live and admit turns; `peers` and `alone` are brought up to date."""
+        rows = await self._database.fetch(
+            "SELECT endpoint, draining_at IS NULL AS admits FROM owners"
+            " WHERE owner <> $1 AND host <> $2 AND fenced_at IS NULL AND seen_at > now() - $3::interval",
+            self.owner,
+            self._host,
+            self._lease,
+        )
+        self.alone = not rows
+        self.peers = frozenset(row["endpoint"] for row in rows if row["admits"] and row["endpoint"])
+        return self.peers
+
+    async def leave(self) -> None:
+        """Tell other owners that this one admits no more turns; those it runs stay its own."""
+        self._draining = True
+        await self._database.execute(
+            "UPDATE owners SET draining_at = coalesce(draining_at, now()) WHERE owner = $1", self.owner
+        )
+
+    async def whereabouts(self, session_pk: int) -> OwnedElsewhere | None:
+        """Who runs the session's turn, as the error to raise where it is not this owner; None if none runs."""
+        row = await self._database.fetchrow(
+            f"SELECT o.owner, {_ENDPOINT} FROM turns t JOIN owners o USING (owner)"
+            " WHERE t.session_pk = $3 AND t.state = 'RUNNING'",
+            self.owner,
+            self._lease,
+            session_pk,
+        )
+        return None if row is None else OwnedElsewhere(row["owner"], row["endpoint"])
+
+    async def changed(self, sessions: Sequence[tuple[int, int]]) -> dict[int, SessionChange]:
+        """Of sessions by key and `next_event_id`: those that run a turn, have more events, or are closed."""
+        if not sessions:
+            return {}
+        rows = await self._database.fetch(
+            f"SELECT s.session_pk, s.next_event_id, s.state, o.owner, {_ENDPOINT}"
+            " FROM unnest($3::bigint[], $4::bigint[]) AS known (session_pk, next_event_id)"
+            " JOIN sessions s USING (session_pk)"
+            " LEFT JOIN turns t ON t.session_pk = s.session_pk AND t.state = 'RUNNING'"
+            " LEFT JOIN owners o USING (owner)"
+            " WHERE s.next_event_id <> known.next_event_id OR s.state = 'CLOSED'",
+            self.owner,
+            self._lease,
+            [session_pk for session_pk, _ in sessions],
+            [next_event_id for _, next_event_id in sessions],
+        )
+        return {
+            row["session_pk"]: SessionChange(
+                row["next_event_id"],
+                row["state"] == "CLOSED",
+                None if row["owner"] is None else OwnedElsewhere(row["owner"], row["endpoint"], retry_after_s=0.1),
+            )
+            for row in rows
+        }
 
     async def recover(self) -> list[int]:
         """Close the turns of dead owners as interrupted; the keys of their sessions.
@@ -330,7 +436,7 @@ class SessionLedger:
             NotFound: there is none.
         """
         row = await self._database.fetchrow(
-            "SELECT * FROM sessions WHERE tenant = $1 AND persona = $2 AND session = $3",
+            f"{_SESSIONS} WHERE s.tenant = $1 AND s.persona = $2 AND s.session = $3",
             name.tenant,
             name.persona,
             name.session,
@@ -342,8 +448,8 @@ class SessionLedger:
     async def list_sessions(self, parent: Name, *, user: str, before: int, limit: int) -> list[SessionRow]:
         """Sessions with a key below `before`, newest first; an empty `user` is everybody."""
         rows = await self._database.fetch(
-            "SELECT * FROM sessions WHERE tenant = $1 AND persona = $2 AND ($3 = '' OR user_id = $3)"
-            " AND session_pk < $4 ORDER BY session_pk DESC LIMIT $5",
+            f"{_SESSIONS} WHERE s.tenant = $1 AND s.persona = $2 AND ($3 = '' OR s.user_id = $3)"
+            " AND s.session_pk < $4 ORDER BY s.session_pk DESC LIMIT $5",
             parent.tenant,
             parent.persona,
             user,
@@ -695,15 +801,6 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
     )
 
 
-def owned_elsewhere() -> Unavailable:
-    """The error for a running turn that another process owns."""
-    return Unavailable(
-        "the turn runs in another process; attach there or try again when it has ended",
-        reason="TURN_OWNED_ELSEWHERE",
-        retry_after_s=1.0,
-    )
-
-
 def _event_place(session_pk: int, event_id: int) -> str:
     return f"event/{session_pk}/{event_id}"
 
@@ -727,6 +824,9 @@ def _session(row: asyncpg.Record) -> SessionRow:
         disclosure=row["disclosure"],
         history_from=row["history_from"],
         active_turn=row["active_turn"] or "",
+        next_event_id=row["next_event_id"],
+        persona_type=row["persona_type"],
+        display_name=row["display_name"],
         created_at=row["created_at"],
         closed_at=row["closed_at"],
     )

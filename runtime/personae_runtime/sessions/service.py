@@ -13,7 +13,7 @@ from uuid import UUID
 
 from personae_runtime.errors import Unavailable
 from personae_runtime.ledger.memories import MemoryLedger
-from personae_runtime.ledger.sessions import SessionLedger, SessionRow, TurnRow, owned_elsewhere
+from personae_runtime.ledger.sessions import SessionLedger, SessionRow, TurnRow
 from personae_runtime.ledger.vault import ScopeErased
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.sessions.events import Event, Gap, GoAway, MemoryCitation
@@ -52,13 +52,16 @@ class SessionService:
         *,
         received: float | None = None,
         expiry: Expiry | None = None,
+        forwarded: bool = False,
     ) -> AsyncGenerator[Seen, None]:
-        """One turn's events, from turn_started to the terminal one.
+        """One turn's events, from turn_started to the terminal one, or to go_away.
 
         Args:
             expiry: ends the stream, not the turn, with its error.
+            forwarded: the call comes from another process, on behalf of its client.
 
         Raises:
+            OwnedElsewhere: another process runs this turn.
             PersonaeError: see `TurnRunner.admit`; before the first event nothing was changed.
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
             LedgerUnavailable: the turn's end could not be recorded.
@@ -70,13 +73,13 @@ class SessionService:
                 yield seen
             return
         # Closed at once when the stream is lost, so that the turn knows it lost a view.
-        async with aclosing(self._watch(turn, expiry)) as events:
+        view = View(self._view_limit, expiry, forwarded=forwarded)
+        async with aclosing(self._watch(turn, view)) as events:
             async for seen in events:
                 yield seen
 
-    async def _watch(self, turn: LiveTurn, expiry: Expiry | None) -> AsyncGenerator[Seen, None]:
-        view = View(self._view_limit, expiry)
-        turn.hub.add(view)
+    async def _watch(self, turn: LiveTurn, view: View) -> AsyncGenerator[Seen, None]:
+        self._runner.add_view(turn.hub, view)
         try:
             last = 0
             for event in list(turn.events):
@@ -97,22 +100,29 @@ class SessionService:
             self._drop(turn.session, turn.hub, view)
 
     async def attach(
-        self, session: SessionRow, after: int, turn_id: str, *, expiry: Expiry | None = None
+        self,
+        session: SessionRow,
+        after: int,
+        turn_id: str,
+        *,
+        expiry: Expiry | None = None,
+        forwarded: bool = False,
     ) -> AsyncGenerator[Seen, None]:
         """Events after an id: those recorded, then those to come.
 
         With a `turn_id` only that turn's, ending with its terminal event;
-        without, the session's, until it closes. `expiry` ends the stream with its error.
+        without, the session's, until it closes. Either may end with go_away, or
+        with the error of `expiry`.
 
         Raises:
             NotFound: the session has no such turn.
-            Unavailable: the turn runs in another process.
+            OwnedElsewhere: what is to come, comes in another process; to be continued there after the last event.
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
         """
         hub = self._runner.hubs.get(session.session_pk)
-        view = View(self._view_limit, expiry)
+        view = View(self._view_limit, expiry, forwarded=forwarded)
         # Before anything is read, so that nothing falls between replay and live.
-        hub.add(view)
+        self._runner.add_view(hub, view)
         try:
             turn_no = (await self._sessions.turn(session, turn_id)).turn_no if turn_id else None
             last = after
@@ -123,15 +133,35 @@ class SessionService:
                     return
             if turn_id and (hub.turn is None or hub.turn.turn_id != turn_id):
                 # It ended while it was replayed, or it never ran here.
-                row = await self._sessions.turn(session, turn_id)
-                if row.state == "RUNNING":
-                    raise owned_elsewhere()
+                if (await self._sessions.turn(session, turn_id)).state == "RUNNING":
+                    elsewhere = await self._sessions.whereabouts(session.session_pk)
+                    if elsewhere is not None:
+                        raise elsewhere
                 async for seen in self._replay(session, last, turn_no):
                     yield seen
                 return
-            if not turn_id and hub.turn is None and (await self._sessions.get(session.name)).state == "CLOSED":
-                # What was published since the replay is still in the view.
-                view.end()
+            while not turn_id and hub.turn is None:
+                now = await self._sessions.get(session.name)
+                if hub.turn is not None:
+                    break
+                if now.active_turn:
+                    elsewhere = await self._sessions.whereabouts(session.session_pk)
+                    if elsewhere is not None and elsewhere.owner == self._sessions.owner:
+                        # Recorded, and about to begin here.
+                        break
+                    if elsewhere is not None:
+                        raise elsewhere
+                elif now.next_event_id <= last + 1:
+                    if view.next_event_id is None:
+                        view.next_event_id = now.next_event_id
+                    if now.state == "CLOSED":
+                        # What was published since the replay is still in the view.
+                        view.end()
+                    break
+                # A turn ran elsewhere since the replay.
+                async for seen in self._replay(session, last, None):
+                    last = seen.event.event_id
+                    yield seen
             while (event := await view.next()) is not None:
                 if isinstance(event.body, GoAway):
                     yield Seen(event)
@@ -175,7 +205,8 @@ class SessionService:
 
         Raises:
             NotFound: the session has no such turn.
-            Unavailable: it runs in another process, or its end could not be recorded.
+            OwnedElsewhere: it runs in another process.
+            Unavailable: its end could not be recorded.
         """
         # With the lock: a turn that is being admitted is found here when it has been.
         async with self._runner.hubs.locked(session.session_pk) as hub:
@@ -184,17 +215,30 @@ class SessionService:
             await self._stop(turn, "CANCELLED")
         row = await self._sessions.turn(session, turn_id)
         if row.state == "RUNNING":
-            raise owned_elsewhere()
+            elsewhere = await self._sessions.whereabouts(session.session_pk)
+            if elsewhere is not None:
+                raise elsewhere
+            row = await self._sessions.turn(session, turn_id)
         return row
 
     async def close(self, session: SessionRow) -> SessionRow:
-        """Close a session: its running turn is cancelled, its streams end."""
+        """Close a session: its running turn is cancelled, its streams end.
+
+        Raises:
+            OwnedElsewhere: it is closed, but its turn still runs, in another process.
+            Unavailable: it is closed, but the end of its turn could not be recorded.
+        """
         closed = await self._sessions.close(session.name)
         async with self._runner.hubs.locked(session.session_pk) as hub:
             if hub.turn is not None:
                 await self._stop(hub.turn, "CANCELLED")
             hub.end()
-        return closed if not closed.active_turn else await self._sessions.get(session.name)
+        if not closed.active_turn:
+            return closed
+        elsewhere = await self._sessions.whereabouts(session.session_pk)
+        if elsewhere is not None:
+            raise elsewhere
+        return await self._sessions.get(session.name)
 
     async def _stop(self, turn: LiveTurn, reason: str) -> None:
         turn.stop(reason)

@@ -28,6 +28,7 @@ from personae_runtime.engines.engine import Engine, EngineFinish, GenerateReques
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import (
     Aborted,
+    Draining,
     EngineDead,
     EngineOverloaded,
     InvalidArgument,
@@ -39,7 +40,7 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
-from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, owned_elsewhere, turn_memory
+from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.indexer import Indexing
@@ -67,7 +68,7 @@ from personae_runtime.sessions.events import (
 )
 from personae_runtime.sessions.prompt import PastTurn, compose, fit_history
 from personae_runtime.sessions.recorder import Recorder
-from personae_runtime.sessions.views import Hub, Hubs
+from personae_runtime.sessions.views import Hub, Hubs, View
 from personae_runtime.style.compile import compile_prefix
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry, fail_span, inject_context
@@ -78,6 +79,7 @@ _CACHED_PERSONAS = 1_000
 _CACHED_HISTORIES = 2_000
 _FRESH_TIMEOUT_S = 5.0
 _FINISH_RETRY_S = 30.0
+_ELSEWHERE_PERIOD_S = 0.5
 # Streams up to which text is never held back, and at which it is held longest:
 # one process keeps 250 streams of 20 deltas/s on time, and 500 at 100 ms.
 _COALESCE_FROM_STREAMS = 32
@@ -178,11 +180,14 @@ class TurnRunner:
         self._writer = writer
         self._control = control
         self._telemetry = telemetry
-        self._compiled: OrderedDict[tuple[str, str, int], CompiledPersona] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str, int, str, str], CompiledPersona] = OrderedDict()
         self._histories: OrderedDict[int, list[PastTurn]] = OrderedDict()
         self._recent: OrderedDict[str, deque[float]] = OrderedDict()
         self._admitting = 0
+        self._admissions: set[asyncio.Future[LiveTurn | None]] = set()
         self._draining = False
+        # The event loop's time until which turns go on here whose watchers are sent elsewhere.
+        self._away_until: float | None = None
         self.hubs = Hubs()
 
     # -- admit ---------------------------------------------------------------
@@ -199,10 +204,13 @@ class TurnRunner:
             AlreadyExists, Aborted, FailedPrecondition: see `SessionLedger.admit`.
             ResourceExhausted: too many turns, here or by this user.
             InvalidArgument: the text alone does not fit the model's context.
-            Unavailable: another process runs this turn.
+            OwnedElsewhere: another process runs this turn.
+            Draining: no more turns are admitted here.
         """
         # A client that leaves must not cut an admission in two: what is recorded must also run.
         admitting = asyncio.ensure_future(self._admit_once(session, turn_id, text, received or time.monotonic()))
+        self._admissions.add(admitting)
+        admitting.add_done_callback(self._admissions.discard)
         admitting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(admitting)
 
@@ -240,7 +248,10 @@ class TurnRunner:
             if not admission.running:
                 return None
             if admission.owner != self._sessions.owner:
-                raise owned_elsewhere()
+                elsewhere = await self._sessions.whereabouts(session.session_pk)
+                if elsewhere is None:
+                    return None
+                raise elsewhere
             # Ours, yet nothing runs it: its admission's acknowledgement was lost.
             await self._close_orphan(session.session_pk, admission.turn_no)
             return None
@@ -291,7 +302,7 @@ class TurnRunner:
     def _refusal(self, session: SessionRow, engine: Engine) -> PersonaeError | None:
         limits = self._settings.sessions
         if self._draining:
-            return ResourceExhausted("the server is shutting down", reason="DRAINING", retry_after_s=2.0)
+            return Draining()
         # The one being admitted counts itself among those being admitted.
         if len(self.hubs.running()) + self._admitting > limits.max_running_turns:
             return ResourceExhausted("too many turns run here", reason="TOO_MANY_TURNS", retry_after_s=1.0)
@@ -340,17 +351,19 @@ class TurnRunner:
         return persona.definition.max_output_tokens or self._settings.engine.max_output_tokens
 
     async def _persona(self, session: SessionRow) -> CompiledPersona:
-        key = (session.tenant, session.persona, session.revision)
+        # A revision never changes; what its persona is called may.
+        key = (session.tenant, session.persona, session.revision, session.persona_type, session.display_name)
         found = self._compiled.get(key)
         if found is not None:
             self._compiled.move_to_end(key)
             return found
         revision = await self._personas.revision(session.name, session.revision)
-        persona = await self._personas.get(session.name)
-        prefix = compile_prefix(revision.definition, persona_type=persona.type, display_name=persona.display_name)
+        prefix = compile_prefix(
+            revision.definition, persona_type=session.persona_type, display_name=session.display_name
+        )
         engine = self._engines.get(revision.definition.model)
         found = CompiledPersona(
-            revision.definition, engine, persona.type, persona.display_name, prefix, engine.count_tokens(prefix)
+            revision.definition, engine, session.persona_type, session.display_name, prefix, engine.count_tokens(prefix)
         )
         self._compiled[key] = found
         if len(self._compiled) > _CACHED_PERSONAS:
@@ -633,6 +646,7 @@ class TurnRunner:
                 cached.append(
                     _past_turn(turn.persona.engine, turn.admission.turn_no, turn.text, reply, turn.in_history)
                 )
+            turn.hub.rest_at(events[-1].event_id + 1)
             for event in events:
                 self._deliver(turn, event)
         else:
@@ -750,7 +764,15 @@ class TurnRunner:
     # -- upkeep --------------------------------------------------------------
 
     async def keep(self, stop: asyncio.Event) -> None:
-        """Renew leases, cancel turns that nobody watches, close what was lost; until `stop` is set."""
+        """Renew leases, cancel turns that nobody watches, close what was lost, look elsewhere; until `stop` is set."""
+        looking = asyncio.create_task(self._keep_looking(stop), name="look-elsewhere")
+        try:
+            await self._keep(stop)
+        finally:
+            looking.cancel()
+            await asyncio.wait([looking])
+
+    async def _keep(self, stop: asyncio.Event) -> None:
         period = min(1.0, self._settings.ledger.lease_s / 3)
         renew_every = self._settings.ledger.lease_s / 3
         renewed = 0.0
@@ -785,6 +807,44 @@ class TurnRunner:
             except TimeoutError:
                 continue
 
+    async def _keep_looking(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                if not self._sessions.alone:
+                    await self.look_elsewhere()
+            except PersonaeError as error:
+                _log.warning("look_elsewhere_failed", reason=error.reason)
+            except Exception:
+                _log.exception("look_elsewhere_failed")
+            await asyncio.sleep(_ELSEWHERE_PERIOD_S)
+
+    async def look_elsewhere(self) -> None:
+        """End the views of sessions that wait here for a turn while other owners ran one, or closed them.
+
+        One query for all of them; a view is told where the turn runs.
+
+        Raises:
+            LedgerUnavailable: the ledger is out of reach.
+        """
+        resting = [(key, hub, mark) for key, hub in self.hubs.all() if (mark := hub.resting_at()) is not None]
+        changed = await self._sessions.changed([(key, mark) for key, _, mark in resting])
+        for key, hub, mark in resting:
+            change = changed.get(key)
+            # What has begun here meanwhile, or has begun and ended, is no news.
+            if change is None or hub.resting_at() != mark:
+                continue
+            if change.running is not None and change.running.owner == self._sessions.owner:
+                continue
+            for view in hub.views:
+                if view.next_event_id is None:
+                    continue
+                if change.running is not None:
+                    view.end(change.running)
+                elif view.next_event_id != change.next_event_id:
+                    view.end(_changed_elsewhere())
+                else:
+                    view.end()
+
     def _cancel_abandoned(self, now: float) -> None:
         for turn in self.hubs.running():
             since = turn.hub.unwatched_since
@@ -816,22 +876,75 @@ class TurnRunner:
         """End the views of a session: something was recorded that they were not shown."""
         hub = self.hubs.find(session_pk)
         if hub is not None and hub.turn is None:
-            hub.end(Unavailable("the session changed elsewhere; attach again", retry_after_s=0.1))
+            hub.end(_changed_elsewhere())
 
-    async def drain(self, grace_s: float) -> None:
-        """Admit no more, let what runs end, and interrupt what has not after `grace_s`."""
+    # -- drain ---------------------------------------------------------------
+
+    async def leave(self) -> bool:
+        """Admit no more, and tell other owners so; whether any of them admits turns.
+
+        Raises:
+            LedgerUnavailable: whether any does is not known. No more are admitted all the same.
+        """
         self._draining = True
-        going = Event(0, "", datetime.now(UTC), GoAway(grace_s))
-        for hub in self.hubs.all():
-            hub.publish(going)
+        await self._sessions.leave()
+        return bool(await self._sessions.find_peers())
+
+    async def drain(self, grace_s: float, *, hand_over: bool = False) -> None:
+        """Admit no more, let what runs end, and interrupt what has not after `grace_s`.
+
+        Args:
+            grace_s: seconds.
+            hand_over: every stream ends at once, with go_away, to be continued
+                through another process; only those that other processes
+                forward are served until their turn has ended.
+        """
+        loop = asyncio.get_running_loop()
+        end_at = loop.time() + grace_s
+        self._draining = True
+        if hand_over:
+            self._away_until = end_at
+        for _, hub in self.hubs.all():
+            if not hand_over:
+                hub.publish(_go_away(grace_s))
+                continue
+            for view in hub.views:
+                if not view.forwarded:
+                    self._send_away(view, end_at)
+                elif hub.turn is None and not hub.users:
+                    view.end(_changed_elsewhere())
+        # What is being admitted will run; what is not yet, will be refused.
+        if self._admissions:
+            await asyncio.wait(set(self._admissions), timeout=grace_s)
         tasks = [turn.task for turn in self.hubs.running()]
         if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
+            await asyncio.wait(tasks, timeout=max(0.0, end_at - loop.time()))
         for turn in self.hubs.running():
             turn.stop("OWNER_LOST")
         remaining = [task for task in tasks if not task.done()]
         if remaining:
             await asyncio.wait(remaining, timeout=_FINISH_RETRY_S)
+        if hand_over:
+            for _, hub in self.hubs.all():
+                hub.end(_changed_elsewhere())
+
+    def add_view(self, hub: Hub, view: View) -> None:
+        """Show a view what is published in a hub from now on; one that came too late is sent away."""
+        hub.add(view)
+        if self._away_until is not None and not view.forwarded:
+            self._send_away(view, self._away_until)
+
+    def _send_away(self, view: View, end_at: float) -> None:
+        view.offer(_go_away(max(0.0, end_at - asyncio.get_running_loop().time())))
+        view.end()
+
+
+def _go_away(time_left_s: float) -> Event:
+    return Event(0, "", datetime.now(UTC), GoAway(time_left_s))
+
+
+def _changed_elsewhere() -> Unavailable:
+    return Unavailable("the session changed elsewhere; attach again", retry_after_s=0.1)
 
 
 def _past_turn(engine: Engine, turn_no: int, user_text: str, reply_text: str, in_history: bool) -> PastTurn:

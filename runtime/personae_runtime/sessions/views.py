@@ -38,14 +38,21 @@ class View:
     Args:
         limit: events that may wait; one more drops the view.
         expiry: what is buffered by then is still sent. Needs a running event loop.
+        forwarded: another process watches on behalf of its client.
+
+    Attributes:
+        next_event_id: the session's, as this view knows it while no turn runs
+            here; None if it does not know or need not.
     """
 
-    def __init__(self, limit: int, expiry: Expiry | None = None) -> None:
+    def __init__(self, limit: int, expiry: Expiry | None = None, *, forwarded: bool = False) -> None:
         self._events: deque[Event] = deque()
         self._limit = limit
         self._ready = asyncio.Event()
         self._end: PersonaeError | None = None
         self._ended = False
+        self.forwarded = forwarded
+        self.next_event_id: int | None = None
         self._timer = None if expiry is None else asyncio.get_running_loop().call_at(expiry.at, self.end, expiry.error)
 
     def close(self) -> None:
@@ -124,6 +131,17 @@ class Hub:
         for view in [view for view in self.views if not view.offer(event)]:
             self.remove(view)
 
+    def rest_at(self, next_event_id: int) -> None:
+        """Nothing runs; every view knows of all events below this one."""
+        for view in self.views:
+            view.next_event_id = next_event_id
+
+    def resting_at(self) -> int | None:
+        """The least `next_event_id` of views that wait for a turn to begin; None if there are none or a turn runs."""
+        if self.turn is not None or self.users:
+            return None
+        return min((view.next_event_id for view in self.views if view.next_event_id is not None), default=None)
+
     def end(self, error: PersonaeError | None = None) -> None:
         """End every view."""
         for view in self.views:
@@ -167,9 +185,9 @@ class Hubs:
         """The session's hub, if it has one."""
         return self._hubs.get(session_pk)
 
-    def all(self) -> list[Hub]:
-        """Every hub."""
-        return list(self._hubs.values())
+    def all(self) -> list[tuple[int, Hub]]:
+        """Every session key and its hub."""
+        return list(self._hubs.items())
 
     def running(self) -> list[LiveTurn]:
         """Every turn that runs."""

@@ -58,6 +58,7 @@ class Telemetry:
         stream_resumes: counter of Attach calls that continue a stream; over
             `views` it is the resume rate.
         dropped_views: counter of streams dropped because they lagged behind.
+        forwarded: counter of calls forwarded to the gateway that runs their turn, by method.
         gate_actions: counter by stage, action and category.
         gate_failures: counter of scorers that failed or timed out, each of which blocked.
         recall_duration: histogram.
@@ -96,6 +97,7 @@ class Telemetry:
         self.active_views = meter.create_up_down_counter(names.METRIC_ACTIVE_VIEWS, "{view}", "Streams open.")
         self.stream_resumes = meter.create_counter(names.METRIC_STREAM_RESUMES, "{view}", "Streams that continue one.")
         self.dropped_views = meter.create_counter(names.METRIC_DROPPED_VIEWS, "{view}", "Streams too slow to keep.")
+        self.forwarded = meter.create_counter(names.METRIC_FORWARDED, "{call}", "Calls sent to another gateway.")
         self.gate_actions = meter.create_counter(names.METRIC_GATE_ACTIONS, "{decision}", "Policy decisions.")
         self.gate_failures = meter.create_counter(names.METRIC_GATE_FAILURES, "{failure}", "Scorers that failed.")
         self.recall_duration = seconds(names.METRIC_RECALL_DURATION, "Duration of a recall.")

@@ -14,6 +14,7 @@ import structlog
 
 from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
+from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import SessionLedger
@@ -27,6 +28,7 @@ from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import StreamLoad
+from personae_serve.gateway.peers import Peers
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
@@ -45,6 +47,9 @@ _HEALTH_PERIOD_S = 1.0
 
 class Gateway:
     """Serves the API.
+
+    One of several on a ledger has a peer listener (`gateway.peer_port`), through
+    which the others forward calls about turns that run here.
 
     Args:
         engines: started.
@@ -80,6 +85,7 @@ class Gateway:
         self._serving = False
         self.load = StreamLoad()
         self.runner: TurnRunner
+        self.peers: Peers
         self.server: GatewayServer
 
     async def start(self) -> int:
@@ -115,10 +121,6 @@ class Gateway:
                 settings.memory.enabled and not policy.check_memory(text, context).action.stops
             ),
         )
-        await through_outage(sessions.register)
-        recovered = await through_outage(sessions.recover)
-        if recovered:
-            _log.warning("turns_recovered", count=len(recovered))
         personas = PersonaLedger(stores.database, stores.vault)
 
         def observe_commit(rows: int, seconds: float) -> None:
@@ -150,11 +152,15 @@ class Gateway:
         )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
         consents = ConsentLedger(stores.database)
+        self.peers = Peers(telemetry, known=lambda: sessions.peers)
+        stack.push_async_callback(self.peers.close)
         self.server = GatewayServer(
             settings.gateway,
             GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
             personas=PersonaServicer(personas, self._engines, stores.vault),
-            sessions=SessionServicer(service, sessions, personas, policy, stores.vault, telemetry, self.load),
+            sessions=SessionServicer(
+                service, sessions, personas, policy, stores.vault, telemetry, self.load, self.peers
+            ),
             memories=MemoryServicer(
                 stores.memories,
                 personas,
@@ -169,6 +175,11 @@ class Gateway:
             credentials=credentials,
             reflection=settings.profile == "development",
         )
+        endpoint = self.server.bind_peers()
+        await through_outage(lambda: sessions.register(endpoint))
+        recovered = await through_outage(sessions.recover)
+        if recovered:
+            _log.warning("turns_recovered", count=len(recovered))
         tasks = [
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
             asyncio.create_task(self._watch_health(), name="health"),
@@ -186,15 +197,35 @@ class Gateway:
         return self._healthy
 
     async def stop(self) -> None:
-        """Drain: admit no more, let turns end within the grace, stop. Safe to call twice."""
+        """Drain and stop everything. Safe to call twice."""
         if self._stopping.is_set() or not self._serving:
             return
-        grace = self._settings.gateway.drain_grace_s
-        await self.server.set_health(False)
-        await self.runner.drain(grace)
-        await self.server.stop(min(grace, 1.0))
+        self._serving = False
+        await self.drain(self._settings.gateway.drain_grace_s)
         self._stopping.set()
         await self._stack.aclose()
+
+    async def drain(self, grace_s: float) -> None:
+        """Admit no more, let turns end within `grace_s` seconds, and serve nothing any more.
+
+        If other gateways live, clients are sent there at once: the public
+        listener closes and each of their streams ends with go_away. They come
+        back through another gateway, which forwards them here until their turn
+        has ended. A gateway without others, or without a peer listener, keeps
+        its streams until their turns have ended.
+        """
+        await self.server.set_health(False)
+        try:
+            others = await self.runner.leave()
+        except LedgerUnavailable:
+            others = False
+        hand_over = others and bool(self.server.endpoint)
+        _log.info("draining", hand_over=hand_over, running=len(self.runner.hubs.running()))
+        if hand_over:
+            await self.server.close_public(grace_s)
+            self.peers.leave(grace_s)
+        await self.runner.drain(grace_s, hand_over=hand_over)
+        await self.server.stop(min(grace_s, 1.0))
 
     async def _watch_health(self) -> None:
         while not self._stopping.is_set():
@@ -212,7 +243,8 @@ class Gateway:
             if healthy != self._healthy:
                 self._healthy = healthy
                 _log.warning("health_changed", serving=healthy)
-                await self.server.set_health(healthy)
+                if self._serving:
+                    await self.server.set_health(healthy)
 
 
 async def stop_tasks(tasks: Sequence[asyncio.Task[None]], stopping: asyncio.Event) -> None:

@@ -21,6 +21,7 @@ from personae_runtime.errors import DOMAIN, Code, InvalidArgument, PermissionDen
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry, extract_context
 from personae_serve.gateway.auth import CALLER, PERMISSIONS, PUBLIC, Authenticator
+from personae_serve.gateway.peers import RelayedError
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 def to_status(error: PersonaeError) -> status_pb2.Status:
     """`google.rpc.Status` of an error: ErrorInfo always, further details where they apply."""
+    if isinstance(error, RelayedError):
+        return error.status
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
@@ -114,7 +117,7 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
             return handler
         common = {
             "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
+            "response_serializer": _relaying(handler.response_serializer),
         }
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(self._guard(method, handler.unary_unary), **common)
@@ -177,6 +180,13 @@ class GatewayInterceptor(grpc.aio.ServerInterceptor):
                     )
 
         return guarded
+
+
+def _relaying(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """The serializer, for messages that may be another gateway's, serialized already."""
+    if serialize is None:
+        return None
+    return lambda message: message if type(message) is bytes else serialize(message)
 
 
 def _mark(span: trace.Span, reason: str) -> None:

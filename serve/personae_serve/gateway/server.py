@@ -1,7 +1,14 @@
-"""The gRPC server: limits, services, health, and reflection in development."""
+"""The gRPC servers: limits, services, health, and reflection in development.
+
+The public listener serves clients. A gateway among others has a second one for
+its peers, which forward calls about turns that it runs: the same sessions
+service behind the same interceptor. Draining closes the first at once and the
+second when the turns have ended.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -48,13 +55,27 @@ def server_options(settings: GatewaySettings) -> list[tuple[str, Any]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", int(settings.max_connection_age_s * 1000)),
         ("grpc.max_connection_age_grace_ms", int(settings.drain_grace_s * 1000)),
-        # Two hosts on one port would split the traffic between two ledgers' worth of sessions.
-        ("grpc.so_reuseport", 0),
+        # Off unless asked for: two hosts on one port would split the traffic between two ledgers' worth of sessions.
+        ("grpc.so_reuseport", int(settings.reuse_port)),
     ]
 
 
+def peer_options(settings: GatewaySettings) -> list[tuple[str, Any]]:
+    """gRPC channel arguments of the listener for peers: a few connections, each with many calls, of any age."""
+    replaced = {
+        # The mark of a forwarded call, and the trace context if its client sent none.
+        "grpc.max_metadata_size": settings.max_metadata_bytes + 1024,
+        "grpc.max_concurrent_streams": settings.max_concurrent_rpcs,
+        "grpc.http2.min_ping_interval_without_data_ms": 5_000,
+        "grpc.so_reuseport": 0,
+    }
+    dropped = ("grpc.max_connection_age_ms", "grpc.max_connection_age_grace_ms")
+    kept = [(name, value) for name, value in server_options(settings) if name not in replaced and name not in dropped]
+    return [*kept, *replaced.items()]
+
+
 class GatewayServer:
-    """The server of one process.
+    """The server of one process, with the listeners of `settings`.
 
     Args:
         credentials: TLS; None speaks plain HTTP/2, on loopback only.
@@ -94,24 +115,52 @@ class GatewayServer:
             grpc_reflection.enable_server_reflection(
                 (*SERVICE_NAMES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), self._server
             )
+        self._peer_server: grpc.aio.Server | None = None
+        if settings.peer_port is not None:
+            self._peer_server = grpc.aio.server(
+                interceptors=[interceptor],
+                options=peer_options(settings),
+                maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+            )
+            # What is forwarded is all of this service.
+            session_service_pb2_grpc.add_SessionServiceServicer_to_server(sessions, self._peer_server)
+        self._closing: asyncio.Task[None] | None = None
         self.port = 0
+        self.endpoint = ""
 
-    async def start(self) -> int:
-        """Listen; the port.
+    def bind_peers(self) -> str:
+        """Take the peer listener's port; its host:port, to be registered before it is used, or "" if there is none.
 
         Raises:
             ConfigError: the address can't be bound, or is not loopback and there is no TLS.
         """
-        address = f"{self._settings.host}:{self._settings.port}"
-        try:
-            self.port = bind(self._server, self._settings.host, self._settings.port, self._credentials)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"gateway: {address} can't be bound, is another host running? Choose another gateway.port"
-                " (PERSONAE_GATEWAY__PORT), or 0 for a free one"
-            ) from error
+        if self._peer_server is not None and not self.endpoint:
+            host, port = self._settings.peer_host, self._settings.peer_port or 0
+            bound = self._bind(self._peer_server, host, port, "peer_port")
+            self.endpoint = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        return self.endpoint
+
+    async def start(self) -> int:
+        """Listen; the public port.
+
+        Raises:
+            ConfigError: an address can't be bound.
+        """
+        self.bind_peers()
+        self.port = self._bind(self._server, self._settings.host, self._settings.port, "port")
+        if self._peer_server is not None:
+            await self._peer_server.start()
         await self._server.start()
         return self.port
+
+    def _bind(self, server: grpc.aio.Server, host: str, port: int, setting: str) -> int:
+        try:
+            return bind(server, host, port, self._credentials)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"gateway: {host}:{port} can't be bound, is another host running? Choose another gateway.{setting}"
+                f" (PERSONAE_GATEWAY__{setting.upper()}), or 0 for a free one"
+            ) from error
 
     async def set_health(self, serving: bool) -> None:
         """Tell health checks, for the whole server and each service."""
@@ -119,6 +168,20 @@ class GatewayServer:
         for name in ("", *SERVICE_NAMES):
             await self._health.set(name, status)
 
+    async def close_public(self, grace_s: float) -> None:
+        """Accept no more from clients and ask them to connect anew; their calls have `grace_s` seconds to end.
+
+        Returns at once: `stop` waits for them.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._server.stop(grace_s), name="close-public")
+            # Its first step closes the listener.
+            await asyncio.sleep(0)
+
     async def stop(self, grace_s: float) -> None:
         """Accept nothing new, let RPCs end, and cut what has not after `grace_s`."""
-        await self._server.stop(grace_s)
+        await self.close_public(grace_s)
+        if self._peer_server is not None:
+            await self._peer_server.stop(grace_s)
+        if self._closing is not None:
+            await self._closing

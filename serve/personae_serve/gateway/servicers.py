@@ -29,7 +29,13 @@ from personae.v1 import (
 )
 from personae_runtime import names
 from personae_runtime.engines.registry import Engines
-from personae_runtime.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
+from personae_runtime.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    OwnedElsewhere,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
@@ -47,9 +53,11 @@ from personae_runtime.telemetry.setup import Telemetry
 from personae_serve.gateway import convert
 from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.load import StreamLoad
+from personae_serve.gateway.peers import Peers, is_forwarded
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 _SEARCH_DEADLINE_S = 1.0
+_METHOD = f"/{session_service_pb2.DESCRIPTOR.services_by_name['SessionService'].full_name}/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -230,7 +238,11 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
 
 
 class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
-    """`personae.v1.SessionService`."""
+    """`personae.v1.SessionService`.
+
+    Args:
+        peers: where calls go whose turn another gateway runs; None answers them with UNAVAILABLE.
+    """
 
     def __init__(
         self,
@@ -241,9 +253,11 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         vault: Vault,
         telemetry: Telemetry,
         load: StreamLoad,
+        peers: Peers | None = None,
     ) -> None:
         self._service = service
         self._load = load
+        self._peers = peers
         self._telemetry = telemetry
         self._sessions = sessions
         self._personas = personas
@@ -314,7 +328,10 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self, request: session_service_pb2.CloseSessionRequest, context: Context
     ) -> session_service_pb2.Session:
         row = await self._session(_own("session", request.name))
-        return convert.session(await self._service.close(row))
+        try:
+            return convert.session(await self._service.close(row))
+        except OwnedElsewhere as elsewhere:
+            return await self._forward("CloseSession", request, context, elsewhere)  # type: ignore[return-value]
 
     async def ListTurns(
         self, request: session_service_pb2.ListTurnsRequest, context: Context
@@ -334,9 +351,14 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         begun = time.monotonic()
         session = await self._session(_own("session", request.session, "session"))
         seens = self._service.converse(
-            session, request.turn_id, request.text, received=begun, expiry=CALLER.get().expiry()
+            session,
+            request.turn_id,
+            request.text,
+            received=begun,
+            expiry=CALLER.get().expiry(),
+            forwarded=is_forwarded(context),
         )
-        await self._stream(context, begun, session, seens)
+        await self._stream(context, begun, session, seens, "Converse", request)
 
     async def Attach(  # type: ignore[override]
         self, request: session_service_pb2.AttachRequest, context: Context
@@ -345,14 +367,26 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         session = await self._session(_own("session", request.session, "session"))
         if request.after_event_id:
             self._telemetry.stream_resumes.add(1)
-        expiry = CALLER.get().expiry()
-        seens = self._service.attach(session, request.after_event_id, request.turn_id, expiry=expiry)
-        await self._stream(context, begun, session, seens)
+        seens = self._service.attach(
+            session,
+            request.after_event_id,
+            request.turn_id,
+            expiry=CALLER.get().expiry(),
+            forwarded=is_forwarded(context),
+        )
+        await self._stream(context, begun, session, seens, "Attach", request)
 
     async def _stream(
-        self, context: Context, begun: float, session: SessionRow, seens: AsyncGenerator[Seen, None]
+        self,
+        context: Context,
+        begun: float,
+        session: SessionRow,
+        seens: AsyncGenerator[Seen, None],
+        method: str,
+        request: session_service_pb2.ConverseRequest | session_service_pb2.AttachRequest,
     ) -> None:
-        telemetry, first = self._telemetry, True
+        """Write what is seen; what another gateway shows of it, from there."""
+        telemetry, first, last = self._telemetry, True, 0
         telemetry.views.add(1)
         telemetry.active_views.add(1)
         self._load.open_streams += 1
@@ -361,10 +395,24 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
                 async for seen in seens:
                     if first:
                         first = False
-                        waited = time.monotonic() - begun
-                        telemetry.time_to_first_event.record(waited)
-                        self._load.admitted(waited)
+                        self._admitted(begun)
+                    last = seen.event.event_id or last
                     await context.write(convert.event(session, seen))
+        except OwnedElsewhere as elsewhere:
+            peers = self._may_forward(context, elsewhere)
+            if last:
+                # Shown in part already, from the ledger.
+                method = "Attach"
+                request = session_service_pb2.AttachRequest(
+                    session=request.session, turn_id=request.turn_id, after_event_id=last
+                )
+            relayed = peers.stream(elsewhere.endpoint, _METHOD + method, request.SerializeToString(), context)
+            async with aclosing(relayed):
+                async for message in relayed:
+                    if first:
+                        first = False
+                        self._admitted(begun)
+                    await context.write(message)
         except ResourceExhausted as error:
             if error.reason == SLOW_CONSUMER:
                 telemetry.dropped_views.add(1)
@@ -373,12 +421,30 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             telemetry.active_views.add(-1)
             self._load.open_streams -= 1
 
+    def _admitted(self, begun: float) -> None:
+        waited = time.monotonic() - begun
+        self._telemetry.time_to_first_event.record(waited)
+        self._load.admitted(waited)
+
     async def CancelTurn(
         self, request: session_service_pb2.CancelTurnRequest, context: Context
     ) -> session_service_pb2.Turn:
         name = _own("turn", request.name)
         session = await self._session(name)
-        return convert.turn(session, await self._service.cancel(session, name.turn))
+        try:
+            return convert.turn(session, await self._service.cancel(session, name.turn))
+        except OwnedElsewhere as elsewhere:
+            return await self._forward("CancelTurn", request, context, elsewhere)  # type: ignore[return-value]
+
+    async def _forward(self, method: str, request: Any, context: Context, elsewhere: OwnedElsewhere) -> bytes:
+        """Another gateway's response, serialized."""
+        peers = self._may_forward(context, elsewhere)
+        return await peers.unary(elsewhere.endpoint, _METHOD + method, request.SerializeToString(), context)
+
+    def _may_forward(self, context: Context, elsewhere: OwnedElsewhere) -> Peers:
+        if self._peers is None or not elsewhere.endpoint or is_forwarded(context):
+            raise elsewhere
+        return self._peers
 
 
 class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):

@@ -18,12 +18,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from personae_runtime.errors import LedgerUnavailable, ResourceExhausted
+from personae_runtime.errors import LedgerUnavailable, OwnedElsewhere, ResourceExhausted
+from personae_runtime.ledger.sessions import RESERVED_EVENTS
 from personae_runtime.ledger.writer import EventRow
 from personae_runtime.sessions.events import Event, Notice, TextDelta, TurnCompleted, TurnInterrupted, TurnStarted
 from personae_runtime.sessions.recorder import Recorder
 from personae_runtime.sessions.service import Seen, SessionService
-from personae_runtime.sessions.views import Hubs
+from personae_runtime.sessions.views import Hub, Hubs
 
 PK, TURN_NO, TURN_ID = 7, 1, "t1"
 STARTED = TurnStarted("An AI speaks.", 1)
@@ -31,6 +32,8 @@ STARTED = TurnStarted("An AI speaks.", 1)
 
 class Ledger:
     """A list of events, read as SessionLedger reads them: a page at a time, each after a pause."""
+
+    owner = "this process"
 
     def __init__(self) -> None:
         self.rows: list[Event] = []
@@ -49,8 +52,18 @@ class Ledger:
         return SimpleNamespace(turn_no=TURN_NO, state=state)
 
     async def get(self, name: object) -> SimpleNamespace:
+        running, last = self.state == "RUNNING", self.rows[-1].event_id
         await asyncio.sleep(0)
-        return SimpleNamespace(state="CLOSED" if self.closed else "OPEN")
+        return SimpleNamespace(
+            state="CLOSED" if self.closed else "OPEN",
+            active_turn=TURN_ID if running else "",
+            next_event_id=RESERVED_EVENTS if running else last + 1,
+        )
+
+    async def whereabouts(self, session_pk: int) -> OwnedElsewhere | None:
+        running = self.state == "RUNNING"
+        await asyncio.sleep(0)
+        return OwnedElsewhere(self.owner, "") if running else None
 
 
 @dataclass
@@ -82,7 +95,7 @@ class Streams(RuleBasedStateMachine):
         self.ending: asyncio.Task[None] | None = None
         self.released = False
         self.service = SessionService(
-            cast(Any, SimpleNamespace(hubs=self.hubs, admit=self.admit)),
+            cast(Any, SimpleNamespace(hubs=self.hubs, admit=self.admit, add_view=Hub.add)),
             cast(Any, self.ledger),
             cast(Any, None),
             view_limit=8,
@@ -260,6 +273,7 @@ class Streams(RuleBasedStateMachine):
         self.ledger.state = "COMPLETED"
         await asyncio.sleep(0)
         self.hub.turn = None
+        self.hub.rest_at(terminal.event_id + 1)
         self.deliver(terminal)
         self.hubs.release(PK)
 

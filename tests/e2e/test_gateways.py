@@ -1,0 +1,500 @@
+"""Several gateways on one ledger: a call may land on any of them, and any of them may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from personae.v1 import persona_service_pb2
+from personae.v1 import session_service_pb2 as pb
+from personae_client import EventStream, PersonaeClient
+from personae_serve.gateway.peers import FORWARDED
+from tests.conftest import ROOT
+from tests.e2e.conftest import KEY, KEYS, start_hosted
+from tests.e2e.support import (
+    WAIT_S,
+    Api,
+    Hosted,
+    Pause,
+    failure,
+    kinds,
+    new_turn_id,
+    new_user,
+    read_until,
+    rest,
+    text_of,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+MASTER_KEY = base64.b64encode(b"m" * 32).decode()
+LEASE_S = 3
+
+
+class Gateways:
+    """Hosts on one ledger, each with its own engine and its own view of the others."""
+
+    def __init__(self, stack: AsyncExitStack, folder: Path, dsn: str) -> None:
+        self._stack = stack
+        self._folder = folder
+        self.dsn = dsn
+        self.hosts: list[Hosted] = []
+
+    async def add(self, *, port: int = 0, peer_port: int | None = 0, **changed: Any) -> Hosted:
+        """One more; every host knows of every other when this returns."""
+        gateway = {"port": port, "peer_port": peer_port, "reuse_port": True, **changed.pop("gateway", {})}
+        hosted = await start_hosted(
+            self._stack,
+            self._folder / f"gateway-{len(self.hosts)}",
+            ledger={"dsn": self.dsn, "master_key": MASTER_KEY, "lease_s": LEASE_S},
+            memory={"enabled": False},
+            gateway=gateway,
+            **changed,
+        )
+        self.hosts.append(hosted)
+        for host in self.hosts:
+            await host.host.gateway.runner._sessions.find_peers()
+        return hosted
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def gateways(tmp_path: Path, new_dsn: Callable[[], Awaitable[str]]) -> AsyncIterator[Gateways]:
+    async with AsyncExitStack() as stack:
+        yield Gateways(stack, tmp_path, await new_dsn())
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def two(gateways: Gateways) -> tuple[Hosted, Hosted]:
+    return await gateways.add(), await gateways.add()
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Return when it has."""
+    async with asyncio.timeout(WAIT_S):
+        while not happened():  # noqa: ASYNC110  (of several hosts' own state: nothing tells when it changes)
+            await asyncio.sleep(0.01)
+
+
+def views(hosted: Hosted) -> int:
+    """Streams that watch something there."""
+    return sum(len(hub.views) for _, hub in hosted.host.gateway.runner.hubs.all())
+
+
+async def _rest_of(stream: EventStream) -> list[Any]:
+    """What a stream of the SDK still has."""
+    return [event async for event in stream]
+
+
+async def begin(hosted: Hosted, session: str, turn_id: str) -> tuple[Any, list[Any], Pause]:
+    """Start a turn that says something and waits: its call, what came, and where it waits."""
+    pause = Pause()
+    hosted.engine.will_say("The first unit. And ", pause, "the rest of it.")
+    call = hosted.api.converse(session, "Hello there.", turn_id)
+    return call, await read_until(call, "text_delta"), pause
+
+
+# -- a call that lands elsewhere ----------------------------------------------
+
+
+async def test_attach_through_another_gateway_shows_every_event_once(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, seen, pause = await begin(owner, session, turn_id)
+    by_turn = other.api.attach(session, turn_id=turn_id)
+    whole = other.api.attach(session)
+    later = other.api.attach(session, after=seen[0].event_id, turn_id=turn_id)
+    assert await read_until(by_turn, "text_delta") == seen
+    assert await read_until(whole, "text_delta") == seen
+    assert await read_until(later, "text_delta") == seen[1:]
+    pause.go.set()
+    seen += await rest(call)
+    assert kinds(seen)[-1] == "turn_completed"
+    assert seen[2:] == await rest(by_turn) == await rest(later)
+    assert await read_until(whole, "turn_completed") == seen[2:]
+    # Forwarded streams are whole views: the turn was watched by all four.
+    await until(lambda: views(owner) == 1)
+    whole.cancel()
+    await until(lambda: views(owner) == 0)
+    assert await other.api.attached(session, turn_id=turn_id) == seen
+
+
+async def test_the_same_turn_sent_to_another_gateway_joins_it_there(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, seen, pause = await begin(owner, session, turn_id)
+    joined = other.api.converse(session, "Hello there.", turn_id)
+    assert await read_until(joined, "text_delta") == seen
+    pause.go.set()
+    assert await rest(joined) == await rest(call)
+    assert not other.engine.requests
+    reused = await failure(other.api.converse(session, "Something else.", turn_id))
+    assert (reused.code, reused.reason) == (grpc.StatusCode.ALREADY_EXISTS, "TURN_ID_REUSED")
+
+
+async def test_another_turn_of_a_busy_session_is_refused_everywhere(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, pause = await begin(owner, session, turn_id)
+    refused = await failure(other.api.converse(session, "And another thing."))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "TURN_IN_PROGRESS")
+    assert refused.metadata["turn_id"] == turn_id
+    pause.go.set()
+    await rest(call)
+    assert kinds(await other.api.say(session, "And another thing."))[-1] == "turn_completed"
+
+
+async def test_cancel_through_another_gateway_stops_the_turn(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, _ = await begin(owner, session, turn_id)
+    turn = await other.api.cancel(session, turn_id)
+    assert (turn.state, turn.reply_text) == (pb.TURN_STATE_INTERRUPTED, "The first unit.")
+    assert kinds(await rest(call))[-1] == "turn_interrupted"
+    await owner.engine.idle()
+    assert await other.api.cancel(session, turn_id) == turn
+    missing = await failure(other.api.cancel(session, "none"))
+    assert missing.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_close_through_another_gateway_ends_turn_and_streams(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, _ = await begin(owner, session, turn_id)
+    watching = other.api.attach(session)
+    await read_until(watching, "text_delta")
+    closed = await other.api.sessions.CloseSession(pb.CloseSessionRequest(name=session))
+    assert closed.state == pb.SESSION_STATE_CLOSED
+    assert kinds(await rest(call))[-1] == "turn_interrupted"
+    assert kinds(await rest(watching))[-1] == "turn_interrupted"
+    assert (await owner.api.turns(session))[0].state == pb.TURN_STATE_INTERRUPTED
+
+
+async def test_a_forwarded_call_is_not_forwarded_again(gateways: Gateways) -> None:
+    owner, other = await gateways.add(), await gateways.add()
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, pause = await begin(owner, session, turn_id)
+    forwarded = other.caller(KEY, (FORWARDED, "1"))
+    for refused in (
+        await failure(forwarded.attach(session, turn_id=turn_id)),
+        await failure(forwarded.attach(session)),
+        await failure(forwarded.converse(session, "Hello there.", turn_id)),
+        await failure(forwarded.cancel(session, turn_id)),
+    ):
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "TURN_OWNED_ELSEWHERE")
+        assert refused.retry is not None
+    assert not other.host.gateway.peers.endpoints
+    pause.go.set()
+    assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def test_a_turn_of_a_gateway_without_a_peer_listener_is_told_to_be_elsewhere(gateways: Gateways) -> None:
+    owner, other = await gateways.add(peer_port=None), await gateways.add()
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, pause = await begin(owner, session, turn_id)
+    refused = await failure(other.api.attach(session, turn_id=turn_id))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "TURN_OWNED_ELSEWHERE")
+    pause.go.set()
+    await rest(call)
+
+
+async def test_the_owner_checks_the_caller_again(two: tuple[Hosted, Hosted]) -> None:
+    owner, _ = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, pause = await begin(owner, session, turn_id)
+    async with grpc.aio.insecure_channel(owner.host.gateway.server.endpoint) as channel:
+        for key, code in (
+            (None, grpc.StatusCode.UNAUTHENTICATED),
+            ("unknown", grpc.StatusCode.UNAUTHENTICATED),
+            ("key-that-may-read-personas", grpc.StatusCode.PERMISSION_DENIED),
+            ("key-of-another-tenant", grpc.StatusCode.PERMISSION_DENIED),
+            ("key-of-ann", grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            caller = Api(channel, key, (FORWARDED, "1"))
+            assert (await failure(caller.attach(session, turn_id=turn_id))).code is code
+            assert (await failure(caller.cancel(session, turn_id))).code is code
+    pause.go.set()
+    assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def test_an_error_of_the_owner_comes_back_as_it_is(gateways: Gateways) -> None:
+    """A caller that only the first gateway knows."""
+    owner, other = await gateways.add(auth={"api_keys": KEYS[1:]}), await gateways.add()
+    third = await gateways.add()
+    ann = owner.caller("key-of-ann")
+    persona = await other.api.persona()
+    session, turn_id = await ann.session(persona, f"{persona}/users/ann"), new_turn_id()
+    pause = Pause()
+    owner.engine.will_say("The first unit. And ", pause, "the rest of it.")
+    call = ann.converse(session, "Hello there.", turn_id)
+    await read_until(call, "text_delta")
+    for refused in (
+        await failure(third.api.attach(session, turn_id=turn_id)),
+        await failure(third.api.cancel(session, turn_id)),
+    ):
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
+    assert kinds(await read_until(third.caller("key-of-ann").attach(session, turn_id=turn_id), "text_delta"))
+    pause.go.set()
+    assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def test_a_deadline_and_a_cancellation_reach_the_owner(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, _, pause = await begin(owner, session, turn_id)
+    request = pb.AttachRequest(session=session, turn_id=turn_id)
+    late = other.api.sessions.Attach(request, timeout=2)
+    left = other.api.attach(session, turn_id=turn_id)
+    await read_until(left, "text_delta")
+    await read_until(late, "text_delta")
+    await until(lambda: views(owner) == 3)
+    left.cancel()
+    await until(lambda: views(owner) == 2)
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await rest(late)
+    assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: views(owner) == 1)
+    pause.go.set()
+    assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+# -- sessions that go on elsewhere --------------------------------------------
+
+
+async def test_an_idle_view_notices_a_turn_elsewhere_and_is_continued_there(two: tuple[Hosted, Hosted]) -> None:
+    here, there = two
+    session = await here.api.session(await here.api.persona())
+    await here.api.say(session, "First of all.")
+    watching = here.api.attach(session)
+    before = await read_until(watching, "turn_completed")
+    call, seen, pause = await begin(there, session, new_turn_id())
+    assert await read_until(watching, "text_delta") == seen
+    pause.go.set()
+    seen += await rest(call)
+    assert await read_until(watching, "turn_completed") == seen[2:]
+    watching.cancel()
+    await here.api.sessions.CloseSession(pb.CloseSessionRequest(name=session))
+    assert await here.api.attached(session) == before + seen
+
+
+async def test_a_view_is_told_to_attach_again_when_a_turn_ran_elsewhere_meanwhile(two: tuple[Hosted, Hosted]) -> None:
+    here, there = two
+    session = await here.api.session(await here.api.persona())
+    async with PersonaeClient(f"127.0.0.1:{here.port}", api_key=KEY) as client:
+        stream = client.sessions.attach(session)
+        reading = asyncio.ensure_future(anext(stream))
+        await until(lambda: views(here) == 1)
+        said = [*await there.api.say(session, "One."), *await there.api.say(session, "Two.")]
+        seen = [await reading]
+        while len(seen) < len(said):
+            seen.append(await anext(stream))
+        assert seen == said
+        # And a session that is closed elsewhere is over here.
+        await there.api.sessions.CloseSession(pb.CloseSessionRequest(name=session))
+        assert [event async for event in stream] == []
+
+
+async def test_turns_that_alternate_between_gateways_see_the_whole_history(two: tuple[Hosted, Hosted]) -> None:
+    session = await two[0].api.session(await two[0].api.persona())
+    for number in range(6):
+        hosted = two[number % 2]
+        hosted.engine.will_say(f"Reply number {number}.")
+        await hosted.api.say(session, f"Question number {number}.")
+        prompt = hosted.engine.last_prompt
+        for past in range(number):
+            assert prompt.index(f"Question number {past}.") < prompt.index(f"Reply number {past}.")
+
+
+async def test_a_new_name_of_a_persona_shows_in_the_next_turn_on_every_gateway(two: tuple[Hosted, Hosted]) -> None:
+    persona = await two[0].api.persona()
+    session = await two[0].api.session(persona)
+    for hosted in two:
+        await hosted.api.say(session, "Hello there.")
+        assert "Nadia" in hosted.engine.last_prompt
+    renamed = persona_service_pb2.Persona(name=persona, display_name="Amalia")
+    await two[0].api.personas.UpdatePersona(
+        persona_service_pb2.UpdatePersonaRequest(persona=renamed, update_mask={"paths": ["display_name"]})
+    )
+    for hosted in two:
+        await hosted.api.say(session, "And now?")
+        assert "Amalia" in hosted.engine.last_prompt
+
+
+# -- leaving ------------------------------------------------------------------
+
+
+async def test_a_gateway_drains_in_mid_turn_and_its_clients_follow_the_turn_through_another(
+    gateways: Gateways,
+) -> None:
+    owner = await gateways.add()
+    session = await owner.api.session(await owner.api.persona())
+    units = [f"Sentence number {number} of this reply. " for number in range(8)]
+    pauses = [Pause() for _ in units]
+    owner.engine.will_say(*(part for pair in zip(units, pauses, strict=True) for part in pair), "The end.")
+    async with PersonaeClient(f"127.0.0.1:{owner.port}", api_key=KEY) as client:
+        turn = client.sessions.converse(session, "Tell me much.")
+        watch = client.sessions.attach(session)
+        seen = [await anext(turn), await anext(turn)]
+        # The same port, from now on.
+        other = await gateways.add(port=owner.port)
+        for pause in pauses[:3]:
+            pause.go.set()
+        await pauses[3].wait()
+        draining = asyncio.ensure_future(owner.host.stop())
+        reading = asyncio.ensure_future(_rest_of(turn))
+        await until(lambda: bool(other.host.gateway.peers.endpoints))
+        for pause in pauses[3:]:
+            pause.go.set()
+        seen += await reading
+        await draining
+        assert turn.resumes == 1
+        ids = [event.event_id for event in seen]
+        assert ids == sorted(set(ids))
+        assert text_of(seen) == "".join(units) + "The end."
+        assert [kind for kind in kinds(seen) if kind.startswith("turn_")] == ["turn_started", "turn_completed"]
+        assert await other.api.attached(session, turn_id=turn.turn_id) == seen
+        assert [await anext(watch) for _ in seen] == seen
+        # The session goes on, over the same client.
+        result = await client.sessions.converse(session, "And now?").collect()
+        assert not result.interrupted
+        assert len(owner.engine.requests) == len(other.engine.requests) == 1
+        assert (await anext(watch)).turn_id == result.turn_id
+        await watch.aclose()
+
+
+async def test_a_stream_through_a_gateway_that_drains_is_continued_through_a_third(gateways: Gateways) -> None:
+    owner, relaying = await gateways.add(), await gateways.add()
+    third = await gateways.add(port=relaying.port)
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    call, seen, pause = await begin(owner, session, turn_id)
+    # Connections to the shared port land where the kernel likes: until one is at the gateway that will drain.
+    async with AsyncExitStack() as stack:
+        while not relaying.host.gateway.peers.endpoints:
+            client = await stack.enter_async_context(PersonaeClient(f"127.0.0.1:{relaying.port}", api_key=KEY))
+            stream = client.sessions.attach(session, turn_id=turn_id)
+            assert [await anext(stream) for _ in seen] == seen
+        assert relaying.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint}
+        await relaying.host.stop()
+        pause.go.set()
+        remaining = [event async for event in stream]
+        assert stream.resumes == 1
+        assert remaining == await rest(call)
+    assert third.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint}
+
+
+async def test_a_draining_gateway_refuses_turns_and_without_others_keeps_its_streams(gateways: Gateways) -> None:
+    alone = await gateways.add()
+    session, turn_id = await alone.api.session(await alone.api.persona()), new_turn_id()
+    free = await alone.api.session(await alone.api.persona())
+    call, _, pause = await begin(alone, session, turn_id)
+    draining = asyncio.ensure_future(alone.host.stop())
+    await read_until(call, "go_away")
+    refused = await failure(alone.api.converse(free, "Hello there."))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert refused.retry is not None
+    pause.go.set()
+    assert kinds(await rest(call))[-1] == "turn_completed"
+    await draining
+
+
+async def test_a_drain_interrupts_what_outlasts_the_grace_and_it_is_seen_through_another(gateways: Gateways) -> None:
+    owner = await gateways.add(gateway={"drain_grace_s": 0.5})
+    session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
+    other = await gateways.add()
+    call, seen, _ = await begin(owner, session, turn_id)
+    watching = other.api.attach(session, turn_id=turn_id)
+    assert await read_until(watching, "text_delta") == seen
+    await owner.host.stop()
+    assert kinds(await rest(call)) == ["go_away"]
+    assert kinds(await rest(watching))[-1] == "turn_interrupted"
+    [turn] = await other.api.turns(session)
+    assert (turn.state, turn.reply_text) == (pb.TURN_STATE_INTERRUPTED, "The first unit.")
+
+
+async def test_a_killed_owner_is_out_of_reach_until_its_turn_is_closed_once(gateways: Gateways, tmp_path: Path) -> None:
+    other = await gateways.add()
+    endings = {
+        "DATA_DIR": str(tmp_path / "killed"),
+        "LEDGER__DSN": gateways.dsn,
+        "LEDGER__MASTER_KEY": MASTER_KEY,
+        "LEDGER__LEASE_S": str(LEASE_S),
+        "MEMORY__ENABLED": "false",
+        "GATEWAY__PORT": "0",
+        "GATEWAY__PEER_PORT": "0",
+        "AUTH__API_KEYS": json.dumps([key.model_dump() for key in KEYS]),
+        "ENGINE__KIND": "synthetic",
+        "ENGINE__SYNTHETIC_TOKENS": "4000",
+        "ENGINE__SYNTHETIC_ITL_MS": "50",
+        "ENGINE__MAX_OUTPUT_TOKENS": "4000",
+        "ENGINE__CONTEXT_TOKENS": "8192",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from personae_serve.cli import main; main()",
+        "up",
+        cwd=ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("PERSONAE_")},
+            **{f"PERSONAE_{name}": value for name, value in endings.items()},
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        },
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        port = 0
+        async with asyncio.timeout(60):
+            while not port:
+                line = await process.stderr.readline()
+                assert line, "the gateway did not start"
+                port = json.loads(line).get("port", 0) if line.startswith(b"{") else 0
+        session, turn_id = await other.api.session(await other.api.persona()), new_turn_id()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = Api(channel, KEY).converse(session, "Hello there.", turn_id)
+            await read_until(call, "text_delta")
+        async with PersonaeClient(f"127.0.0.1:{other.port}", api_key=KEY) as client:
+            stream = client.sessions.attach(session, turn_id=turn_id)
+            joined = client.sessions.converse(session, "Hello there.", turn_id=turn_id)
+            events = [await anext(stream) for _ in range(3)]
+            process.kill()
+            await process.wait()
+            async with asyncio.timeout(60):
+                events += [event async for event in stream]
+                result = await joined.collect()
+        assert kinds(events)[-1] == "turn_interrupted"
+        assert kinds(events).count("turn_interrupted") == 1
+        assert [event.event_id for event in events] == sorted({event.event_id for event in events})
+        assert result.interrupted
+        assert result.text == text_of(events)
+        assert events == await other.api.attached(session, turn_id=turn_id)
+        assert not other.host.gateway.peers.endpoints
+        assert not other.engine.requests
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_new_user_of_a_busy_pair_is_served_by_either(two: tuple[Hosted, Hosted]) -> None:
+    """What is no turn's needs no forwarding."""
+    persona = await two[0].api.persona()
+    user = new_user(persona)
+    session = await two[0].api.session(persona, user)
+    call, _, pause = await begin(two[0], session, new_turn_id())
+    assert (await two[1].api.turns(session))[0].state == pb.TURN_STATE_RUNNING
+    assert await two[1].api.session(persona, user)
+    assert not two[1].host.gateway.peers.endpoints
+    pause.go.set()
+    await rest(call)
