@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -148,10 +147,11 @@ class GatewayDriver:
         return talks
 
     async def _persona(self, client: PersonaeClient, tenant: str, persona: str) -> None:
-        with suppress(AlreadyExistsError):
-            await client.personas.create(
-                f"tenants/{tenant}", persona, display_name="Nadia", type=persona_service_pb2.PERSONA_TYPE_ASSISTANT
-            )
+        kind = persona_service_pb2.PERSONA_TYPE_ASSISTANT
+        try:
+            await client.personas.create(f"tenants/{tenant}", persona, display_name="Nadia", type=kind)
+        except AlreadyExistsError:
+            return  # by a run before this: a new revision would begin with a cold prefix
         definition = persona_service_pb2.PersonaDefinition(
             card=CARD,
             generation=persona_service_pb2.GenerationConfig(

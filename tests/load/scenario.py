@@ -232,7 +232,9 @@ def burst(scenario: Scenario, count: int) -> list[Conversation]:
 def _conversation(scenario: Scenario, index: int, due: float, turns: int | None, gap: float) -> Conversation:
     draw = _draw(scenario.seed, "who", index)
     (tenant,) = draw.choices(scenario.tenants, [tenant.share for tenant in scenario.tenants])
-    persona = f"load-{draw.randrange(tenant.personas)}"
+    # A persona's revision is published once and kept: what differs in it is in the name.
+    settings = f"{scenario.reply_tokens}-{round(scenario.temperature * 100)}"
+    persona = f"load-{settings}-{draw.randrange(tenant.personas)}"
     # Users in turn: the quota of turns is per user, and a run must not meet it by chance.
     user = f"u{tenant.first_user + index % tenant.users}"
     return Conversation(scenario, index, tenant, persona, user, due, turns, gap)

@@ -75,8 +75,8 @@ def test_tenants_get_their_share_and_sessions_their_personas_and_users() -> None
     share = Counter(conversation.tenant.name for conversation in planned)
 
     assert share["big"] / len(planned) == pytest.approx(0.75, abs=0.03)
-    assert {c.persona for c in planned if c.tenant.name == "big"} == {f"load-{index}" for index in range(4)}
-    assert {c.persona for c in planned if c.tenant.name == "small"} == {"load-0"}
+    assert {c.persona for c in planned if c.tenant.name == "big"} == {f"load-64-0-{index}" for index in range(4)}
+    assert {c.persona for c in planned if c.tenant.name == "small"} == {"load-64-0-0"}
     assert {c.user for c in planned if c.tenant.name == "small"} == {f"u{index}" for index in range(5)}
 
 
