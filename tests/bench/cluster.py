@@ -38,8 +38,9 @@ import uvloop
 
 from personae.v1 import event_pb2, session_service_pb2, session_service_pb2_grpc
 from personae_client import PersonaeClient
-from personae_runtime.config import default_models_dir, load_settings
+from personae_runtime.config import load_settings
 from personae_runtime.engines.engine import Message
+from personae_runtime.engines.models import hf_folder
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.vault import Scope
@@ -71,6 +72,7 @@ class Host:
 
     peer: Peer
     config: Path
+    embedded: bool
 
     @property
     def target(self) -> str:
@@ -80,9 +82,13 @@ class Host:
     def gateways(self) -> list[psutil.Process]:
         """The processes that hold the streams of clients."""
         below = self.peer.processes()
+        if self.embedded:
+            return [below[0]]
         # Ray names a replica's process "ray::ServeReplica:<application>:<deployment>".
-        named = [process for process in below if ":gateway" in " ".join(process.cmdline()[:1])]
-        return named or [below[0]]
+        found = [process for process in below if ":gateway" in " ".join(process.cmdline()[:1])]
+        if not found:
+            raise RuntimeError("no gateway replica was found among the processes of the cluster")
+        return found
 
 
 @dataclass(slots=True)
@@ -110,16 +116,20 @@ class Bench:
             "sessions": {"turns_per_minute": 100_000},
             "auth": {"api_keys": [key]},
             "telemetry": {"log_level": "WARNING"},
-            "cluster": {"gateway": gateways},
+            "cluster": {"gateway": gateways, "dashboard": False},
         }
         for section, values in sections.items():
             settings[section] = {**settings.get(section, {}), **values}
         config = folder / "personae.toml"
-        top = {"profile": "development", "data_dir": str(folder / "data"), "models_dir": str(default_models_dir())}
+        top = {
+            "profile": "development",
+            "data_dir": str(folder / "data"),
+            "models_dir": str(load_settings().models_dir),
+        }
         config.write_text(tomli_w.dumps(top | settings), encoding="utf-8")
         options = ["--embedded"] if self.args.host == "embedded" else []
         async with self.peer("tests.load.peers.personae", str(config), *options) as peer:
-            yield Host(peer, config)
+            yield Host(peer, config, bool(options))
 
     @asynccontextmanager
     async def peer(self, module: str, *arguments: str) -> AsyncIterator[Peer]:
@@ -407,14 +417,6 @@ def vllm_engine(bench: Bench, **more: Any) -> dict[str, Any]:
     return {"kind": "vllm", "model": MODEL, "parallel": 64, "context_tokens": 2048, **more}
 
 
-def hf_folder() -> str:
-    """The model's Hugging Face folder, as `personae models convert` leaves it."""
-    folder = default_models_dir() / MODEL / "hf"
-    if not (folder / "config.json").exists():
-        raise RuntimeError(f"there is no {folder}: run `personae models convert {MODEL}`")
-    return str(folder)
-
-
 async def prompts(host: Host, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
     """What the turns of these people will send to the engine, composed as the turn does it, from the same ledger.
 
@@ -447,7 +449,7 @@ def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:
 @asynccontextmanager
 async def vllm_sides(bench: Bench, *, llm: bool) -> AsyncIterator[tuple[Host, Peer, Peer | None]]:
     """This project, bare vLLM and Serve LLM over the same folder, all up."""
-    folder = hf_folder()
+    folder = str(hf_folder(MODEL, load_settings().models_dir))
     async with AsyncExitStack() as stack:
         postgres = EmbeddedPostgres(bench.root / "vllm-postgres")
         stack.push_async_callback(postgres.stop)
@@ -670,7 +672,7 @@ async def prefix_hits(bench: Bench) -> dict[str, Any]:
     """Prompt tokens that vLLM finds in its cache, over ten-turn sessions, in our order and in the naive one."""
     from tokenizers import Tokenizer
 
-    folder = hf_folder()
+    folder = str(hf_folder(MODEL, load_settings().models_dir))
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     # Room for every session's blocks: what is measured is the order, not eviction.
     engine = json.dumps({"max_model_len": 4096, "kv_cache_memory_bytes": 4 << 30, "block_size": 32})

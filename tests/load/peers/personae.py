@@ -1,12 +1,15 @@
-"""This project from a configuration file: `python -m tests.load.peers.personae CONFIG.toml --embedded`.
+"""This project from a configuration file: `python -m tests.load.peers.personae CONFIG.toml [--embedded]`.
 
-The file should give `auth.api_keys`; a development profile without any makes a
-key and this prints it. Prints `port` and `key`.
+The Ray Serve application on a Ray of its own, as `personae up --cluster` deploys
+it, or with `--embedded` the one process that `personae up` runs. The file should
+give `auth.api_keys`; a development profile without any makes a key and this
+prints it. Prints `port` and `key`.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 from pathlib import Path
 
 import uvloop
@@ -27,6 +30,17 @@ async def embedded(settings: Settings) -> None:
     await host.stop()
 
 
+async def cluster(settings: Settings, config: Path) -> None:
+    """Serve the application until stdin closes."""
+    from personae_serve.local_cluster import LocalCluster
+
+    started = LocalCluster(settings, config)
+    port = await started.start()
+    ready(port=port, key=started.keys.development)
+    await stdin_closed()
+    await started.stop()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
@@ -34,4 +48,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     read = load_settings(asked.config)
     setup_logging(read.telemetry)
-    uvloop.run(embedded(read))
+    if asked.embedded:
+        uvloop.run(embedded(read))
+    else:
+        asyncio.run(cluster(read, asked.config))
