@@ -19,6 +19,7 @@ SERVE = ROOT / "serve" / "personae_serve"
 # Adapters whose libraries import grpc or ray; they load them inside functions.
 LAZY_ADAPTERS: dict[str, str] = {
     "personae_runtime.telemetry.setup": "the OTLP exporter",
+    "personae_runtime.engines.vllm": "vLLM",
 }
 
 # Run as programs, or by a tool that prepares their context.

@@ -371,10 +371,10 @@ def _check_sharding(model: ModelDeploymentSettings, shape: ModelShape, hardware:
             f"tensor_parallel_size {tp} spans nodes of {most} GPUs: every layer waits for the network",
             f"set tensor_parallel_size to at most {most} and pipeline_parallel_size to what remains",
         )
-    if most and tp * pp * dp > most and model.executor == "mp":
+    if most and tp * pp * dp > most and model.executor != "ray":
         found.error(
             name,
-            f'{tp * pp * dp} workers on nodes of {most} GPUs with executor = "mp", which stays on one node',
+            f'{tp * pp * dp} workers on nodes of {most} GPUs without executor = "ray": they stay on one node',
             'set executor = "ray"',
         )
 
@@ -569,7 +569,7 @@ def _split_further(fit: ModelFit) -> str:
 
 
 def _demands(model: ModelDeploymentSettings, fit: ModelFit) -> list[_Demand]:
-    """What each replica takes: a group of tensor-parallel workers on one node, as many as it has."""
+    """What each replica takes, in pieces that belong on one node."""
     if fit.device == "CPU":
         memory = fit.needed_bytes - fit.kv_bytes
         if model.kind == "vllm":
@@ -578,11 +578,12 @@ def _demands(model: ModelDeploymentSettings, fit: ModelFit) -> list[_Demand]:
             memory += fit.kv_bytes
         one = _Demand(model.model, cpus=model.num_cpus, memory_gib=memory * fit.workers / GIB)
         return [one] * model.max_replicas
-    tp = model.tensor_parallel_size
-    groups = fit.workers // tp
-    first = _Demand(model.model, cpus=model.num_cpus, gpus=tp * model.num_gpus)
-    rest = _Demand(model.model, gpus=tp * model.num_gpus)
-    return ([first] + [rest] * (groups - 1)) * model.max_replicas
+    # Without Ray's executor all workers are processes of the replica; with it each is placed by itself, and those that
+    # share layers are wanted on one node.
+    together = model.tensor_parallel_size if model.executor == "ray" else fit.workers
+    first = _Demand(model.model, cpus=model.num_cpus, gpus=together * model.num_gpus)
+    rest = _Demand(model.model, gpus=together * model.num_gpus)
+    return ([first] + [rest] * (fit.workers // together - 1)) * model.max_replicas
 
 
 def _check_placement(demands: Iterable[_Demand], hardware: Hardware, found: _Findings, *, oversubscribed: bool) -> None:

@@ -319,7 +319,7 @@ def model_deployment(
     """A model's deployment, bound."""
     return serve.deployment(
         name=deployment_name(settings.model),
-        ray_actor_options=actor_options(settings),
+        **placement(settings),
         # The engine refuses what it can't queue; the replica's own bound lies above, so that this is heard.
         max_ongoing_requests=settings.parallel + settings.max_waiting + 8,
         max_queued_requests=settings.parallel + settings.max_waiting,
@@ -341,6 +341,24 @@ def deployment_name(model: str) -> str:
     return f"model-{model.replace('/', '-')}"
 
 
-def actor_options(settings: ModelDeploymentSettings) -> dict[str, Any]:
-    """What Ray sets aside for a replica on one node."""
-    return {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
+def placement(settings: ModelDeploymentSettings) -> dict[str, Any]:
+    """Options of a deployment that say where a replica goes, with the GPUs of all its engine's workers.
+
+    Workers of one node are processes of the replica, which has their GPUs. With
+    `executor = "ray"` they are Ray actors on any node, each with a bundle of the
+    replica's placement group; the first bundle holds the replica too.
+    """
+    vllm = settings.kind == "vllm"
+    workers = (
+        settings.tensor_parallel_size * settings.pipeline_parallel_size * settings.data_parallel_size if vllm else 1
+    )
+    if vllm and settings.executor == "ray" and settings.num_gpus:
+        worker = {"GPU": settings.num_gpus}
+        first = {**worker, **({"CPU": settings.num_cpus} if settings.num_cpus else {})}
+        return {
+            "ray_actor_options": {"num_cpus": settings.num_cpus, "num_gpus": 0},
+            "placement_group_bundles": [first, *([worker] * (workers - 1))],
+            # As few nodes as there can be.
+            "placement_group_strategy": "PACK",
+        }
+    return {"ray_actor_options": {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus * workers}}

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from personae_runtime.config import Settings
 from personae_runtime.engines.shape import AdapterShape, ModelShape, read_model_shape
 from personae_runtime.errors import ConfigError
+from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_serve.deployments.fit import GIB, Hardware, Node, PostgresLimits, Report, check
-from personae_serve.deployments.inventory import Declared, find_hardware, hardware_of_nodes
+from personae_serve.deployments.inventory import Declared, find_hardware, hardware_of_nodes, postgres_limits
 from tests.unit.infra.models import write_models
 
 KEY = base64.b64encode(bytes(32)).decode()
@@ -258,3 +259,27 @@ def test_ray_tells_kinds_of_gpus_and_not_their_memory() -> None:
     found = hardware_of_nodes("ray", nodes)
     assert found.nodes == (Node(8, 64, 2, 79.6), Node(4, 8), Node(0, None, 1, None))
     assert hardware_of_nodes("ray", nodes, 24.0).nodes[2].gpu_memory_gib == 24.0
+
+
+def test_workers_that_are_processes_of_one_replica_need_one_node(shapes: dict[str, ModelShape]) -> None:
+    small = Node(cpus=32, memory_gib=512, gpus=2, gpu_memory_gib=79.6)
+    apart = settings({"data_parallel_size": 4})
+    assert 'set executor = "ray"' in problems(check(apart, on(small, 2), shapes=shapes))
+    report = check(settings({"data_parallel_size": 4, "executor": "ray"}), on(small, 2), shapes=shapes)
+    assert not any(finding.subject == "llama-3.1-8b-instruct" for finding in report.errors), problems(report)
+
+
+# -- PostgreSQL --------------------------------------------------------------
+
+
+async def test_postgresql_is_asked_what_it_allows(tmp_path: Path) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "postgres")
+    dsn = await postgres.start()
+    try:
+        limits = await postgres_limits(dsn)
+    finally:
+        await postgres.stop()
+    assert limits.max_connections >= 20
+    assert 0 < limits.reserved < limits.max_connections
+    with pytest.raises(ConfigError, match="can't be reached"):
+        await postgres_limits("postgresql://personae@127.0.0.1:1/personae")

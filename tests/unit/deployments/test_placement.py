@@ -1,0 +1,56 @@
+"""Where a model's replica goes, and with how many GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personae_runtime.config import ModelDeploymentSettings, load_settings
+from tests.conftest import ROOT
+
+pytest.importorskip("ray")
+
+from personae_serve.deployments.model import model_deployment, placement
+
+
+def of(**settings: Any) -> dict[str, Any]:
+    return placement(ModelDeploymentSettings(kind="vllm", num_cpus=4, **settings))
+
+
+def test_workers_of_one_node_share_the_replicas_gpus() -> None:
+    assert of(num_gpus=1) == {"ray_actor_options": {"num_cpus": 4, "num_gpus": 1}}
+    assert of(num_gpus=1, tensor_parallel_size=4) == {"ray_actor_options": {"num_cpus": 4, "num_gpus": 4}}
+    assert of(num_gpus=1, data_parallel_size=4) == {"ray_actor_options": {"num_cpus": 4, "num_gpus": 4}}
+    assert of(num_gpus=0.5) == {"ray_actor_options": {"num_cpus": 4, "num_gpus": 0.5}}
+
+
+def test_on_cpus_there_are_no_gpus_to_share() -> None:
+    assert of(tensor_parallel_size=3, executor="mp") == {"ray_actor_options": {"num_cpus": 4, "num_gpus": 0}}
+
+
+def test_workers_of_several_nodes_have_a_bundle_each() -> None:
+    found = of(num_gpus=1, tensor_parallel_size=8, pipeline_parallel_size=2, executor="ray")
+    assert found["ray_actor_options"] == {"num_cpus": 4, "num_gpus": 0}
+    assert found["placement_group_bundles"] == [{"GPU": 1, "CPU": 4}] + [{"GPU": 1}] * 15
+    assert found["placement_group_strategy"] == "PACK"
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "infra" / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_serve_accepts_the_placement_of_every_example(
+    config: Path, no_personae_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = '[{"id": "backend-1", "sha256": "' + "0" * 64 + '", "tenant": "acme"}]'
+    monkeypatch.setenv("PERSONAE_AUTH__API_KEYS", keys)
+    settings = load_settings(config)
+    for model in settings.model_deployments:
+        bound = model_deployment(
+            model,
+            profile="production",
+            models_dir=settings.models_dir,
+            coalesce_ms=20,
+            load_factor=1.25,
+            telemetry=settings.telemetry.model_dump(mode="json"),
+        )
+        assert bound is not None
