@@ -23,7 +23,7 @@ from personae_runtime.policy.decision import Action, Decision, MatcherHit
 from personae_runtime.policy.matchers import Span
 from personae_runtime.policy.normalize import Normalizer
 from personae_runtime.policy.scorers import Scorer
-from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, unit_end
+from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, last_unit_end, unit_end
 
 _NO_SCORES: Mapping[str, float] = MappingProxyType({})
 _ENDS = frozenset(".!?…\n。！？")
@@ -178,8 +178,8 @@ class StreamGate:
         # Usually one search tells that no unit of what has come holds, or may begin, a match.
         if self._raw and self._scan < len(text):
             self._scan = matchers.candidate(text, self._scan) if final else matchers.quiet_until(text, self._scan)
-        if not self._scorers and plan.silent:
-            self._pass_quiet(final)
+        if not self._scorers and plan.silent and not self._first and self._unit_end is None:
+            self._pass_quiet()
         while True:
             end = self._find_unit_end(final)
             if end is None or end > normal.raw_end:
@@ -230,16 +230,16 @@ class StreamGate:
             self._release(end)
             self._next_unit(end, unit_stop)
 
-    def _pass_quiet(self, final: bool) -> None:
+    def _pass_quiet(self) -> None:
         """Releases the units before the next possible match: what nothing scores and no rule minds."""
-        normal, scan, begun = self._normal, self._scan, self._at
-        while (end := self._find_unit_end(final)) is not None and end <= normal.raw_end:
-            unit_stop = normal.index_at(end)
-            if unit_stop > scan:
-                break
-            self._next_unit(end, unit_stop)
-        if self._at > begun:
-            self._release(self._at)
+        normal = self._normal
+        limit = normal.raw_start(self._scan) - self._raw_start
+        start = self._at - self._raw_start
+        end = last_unit_end(self._raw, start, limit)
+        if end > start:
+            end += self._raw_start
+            self._next_unit(end, normal.index_at(end))
+            self._release(end)
 
     def _take(self, final: bool) -> None:
         new = "".join(self._incoming)

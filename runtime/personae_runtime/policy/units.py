@@ -63,6 +63,35 @@ def _mark_end(text: str, start: int, limit: int, endings: re.Pattern[str]) -> in
     return found.end() if found.end() < limit else None
 
 
+def last_unit_end(text: str, start: int, limit: int) -> int:
+    """Where the last unit ends that `unit_end` finds from one to the next up to `limit`; `start` if there is none.
+
+    None of them may be the reply's first.
+    """
+    again = True
+    while again:
+        again = False
+        for mark in _SENTENCE.finditer(text, start):
+            end = mark.end()
+            if text[end - 1] == "\n":
+                end = mark.start()
+                if not text[start:end].strip():
+                    continue
+            elif end == len(text):
+                break
+            if end > start + MAX_UNIT_CHARS:
+                break
+            if end > limit:
+                return start
+            start = end
+        # Whatever the marks leave open: a cut at 200 characters.
+        if len(text) > start + MAX_UNIT_CHARS and limit > start:
+            cut = unit_end(text, first=False, start=start)
+            if cut is not None and cut <= limit:
+                start, again = cut, True
+    return start
+
+
 def split_units(text: str) -> list[str]:
     """All units of a whole text; joined they are the text."""
     units: list[str] = []

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personae_runtime.policy.units import MAX_UNIT_CHARS, split_units, unit_end
+from personae_runtime.policy.units import MAX_UNIT_CHARS, last_unit_end, split_units, unit_end
 from tests.unit.policy.strategies import texts
 
 
@@ -21,6 +21,16 @@ def test_where_a_unit_ends_never_changes_when_text_is_appended(text: str, first:
 def test_where_a_unit_ends_does_not_depend_on_what_stands_before_it(before: str, text: str, first: bool) -> None:
     end = unit_end(text, first=first)
     assert unit_end(before + text, first=first, start=len(before)) == (None if end is None else len(before) + end)
+
+
+@given(texts, st.integers(0, 3), st.integers(0, 300))
+@settings(max_examples=300)
+def test_the_last_unit_end_is_that_of_one_unit_after_the_other(text: str, times: int, limit: int) -> None:
+    text = text * (times + 1)
+    start = 0
+    while (end := unit_end(text, first=False, start=start)) is not None and end <= limit:
+        start = end
+    assert last_unit_end(text, 0, limit) == start
 
 
 @given(texts)
