@@ -155,9 +155,10 @@ class SyntheticEngine:
             most = tokens if self._itl_s else self._max_tokens_per_delta
             loop = asyncio.get_running_loop()
             start = loop.time() + self._ttft_s
-            sent = chars = row = 0
+            sent = chars = row = there = 0
             while not ticket.aborted:
-                there = min(bisect_right(due, loop.time() - start), tokens)
+                if there < sent + most:
+                    there = min(bisect_right(due, loop.time() - start), tokens)
                 if there <= sent:
                     await _sleep_until(loop, start + due[sent], ticket)
                     continue

@@ -523,6 +523,7 @@ class TurnRunner:
         gate_span = None
         finish: EngineFinish | None = None
         due = False
+        ready: list[str] = []
         with self._telemetry.stage(names.SPAN_GENERATE, turn.context) as span:
             self._describe_request(span, turn, request)
             turn.prompt_at = time.monotonic()
@@ -533,13 +534,15 @@ class TurnRunner:
                             turn.first_delta_at = time.monotonic()
                             gate_span = self._telemetry.tracer.start_span(names.SPAN_GATE_STREAM, turn.context)
                         turn.output_tokens += delta.tokens
+                        ready.append(delta.text)
+                        if delta.more:
+                            continue
                         if delta.finish is not None:
                             finish = delta.finish
                             turn.input_tokens = delta.input_tokens
                             turn.cached_input_tokens = delta.cached_input_tokens
-                        due |= gate.feed(delta.text)
-                        if delta.more:
-                            continue
+                        due |= gate.feed("".join(ready))
+                        ready.clear()
                         if due or delta.finish is not None:
                             due = False
                             clearance = await gate.clear(final=delta.finish is not None)
