@@ -31,7 +31,7 @@ async def test_a_recorder_that_is_stopped_as_it_asks_for_leave_stops() -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    async def append(rows: list[EventRow]) -> None:
+    def append(rows: list[EventRow]) -> asyncio.Future[None]:
         pytest.fail("nothing may be recorded without leave")
 
     for first_step_taken in (False, True):

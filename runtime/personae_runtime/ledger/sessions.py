@@ -23,7 +23,7 @@ from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
-from personae_runtime.ledger.writer import EventRow
+from personae_runtime.ledger.writer import EventRow, append_events
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
@@ -634,16 +634,7 @@ class SessionLedger:
             if held is None or held["state"] != "RUNNING":
                 raise LeaseLost("this turn was closed by somebody else")
             rows = [self.row(session.session_pk, turn_no, cipher, event) for event in events]
-            await connection.fetchval(
-                "SELECT append_events($1, $2, $3, $4, $5, $6, $7)",
-                self.owner,
-                [row.session_pk for row in rows],
-                [row.event_id for row in rows],
-                [row.turn_no for row in rows],
-                [row.kind for row in rows],
-                [row.body for row in rows],
-                [row.created_at for row in rows],
-            )
+            await append_events(connection, self.owner, rows)
             await self._end_turn(
                 connection,
                 session.session_pk,

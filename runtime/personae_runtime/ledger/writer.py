@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 import asyncpg
 
 from personae_runtime.errors import LeaseLost, LedgerUnavailable
-from personae_runtime.ledger.database import UNREACHABLE, Database
+from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
 
 _MAX_BATCH = 2000
 _RETRY_S = 0.1
 _GATHER_S = 0.005
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(NamedTuple):  # one per unit of text: at a third of a frozen dataclass's cost
     """One event as it is stored: sealed, in its place."""
 
     session_pk: int
@@ -29,6 +29,17 @@ class EventRow:
     kind: str
     body: bytes
     created_at: datetime
+
+
+async def append_events(connection: Connection, owner: str, rows: Sequence[EventRow]) -> list[str] | None:
+    """Insert events of one owner's turns.
+
+    Returns the turns ("session/turn") that had ended and were left out, or None if the owner is fenced off.
+    """
+    ended: list[str] | None = await connection.fetchval(
+        "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", owner, *zip(*rows, strict=True)
+    )
+    return ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +145,13 @@ class EventWriter:
     async def _commit(self, rows: list[EventRow], owner: str) -> frozenset[str] | Exception:
         """The turns whose rows were left out because they had ended, or why nothing was written."""
         begun = time.monotonic()
-        columns = (
-            [row.session_pk for row in rows],
-            [row.event_id for row in rows],
-            [row.turn_no for row in rows],
-            [row.kind for row in rows],
-            [row.body for row in rows],
-            [row.created_at for row in rows],
-        )
         while True:
             try:
                 # A connection of its own: this is the busiest statement of a host.
                 if self._connection is None:
                     self._connection = await self._database.connect()
                 try:
-                    ended = await self._connection.fetchval(
-                        "SELECT append_events($1, $2, $3, $4, $5, $6, $7)", owner, *columns
-                    )
+                    ended = await append_events(self._connection, owner, rows)
                 except UNREACHABLE as error:
                     self._disconnect()
                     raise LedgerUnavailable(f"PostgreSQL is out of reach: {type(error).__name__}") from error

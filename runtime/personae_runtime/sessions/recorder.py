@@ -47,7 +47,7 @@ class Recorder:
         next_event_id: int,
         *,
         seal: Callable[[Event], EventRow],
-        append: Callable[[list[EventRow]], Awaitable[None]],
+        append: Callable[[list[EventRow]], asyncio.Future[None]],
         may_release: Callable[[], Awaitable[None]],
         deliver: Callable[[Event], None],
         pause_s: Callable[[], float],
@@ -174,7 +174,7 @@ class Recorder:
         events = [Event(self.take_id(), self._turn_id, now, body) for body in bodies]
         since = self._text_since
         try:
-            done = asyncio.ensure_future(self._append([self._seal(event) for event in events]))
+            done = self._append([self._seal(event) for event in events])
         except Exception as error:
             self._fail(error)
             return

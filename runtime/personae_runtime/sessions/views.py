@@ -48,7 +48,8 @@ class View:
     def __init__(self, limit: int, expiry: Expiry | None = None, *, forwarded: bool = False) -> None:
         self._events: deque[Event] = deque()
         self._limit = limit
-        self._ready = asyncio.Event()
+        # One watcher at a time waits for the next event.
+        self._waiter: asyncio.Future[None] | None = None
         self._end: PersonaeError | None = None
         self._ended = False
         self.forwarded = forwarded
@@ -74,7 +75,7 @@ class View:
             )
             return False
         self._events.append(event)
-        self._ready.set()
+        self._wake()
         return True
 
     def end(self, error: PersonaeError | None = None) -> None:
@@ -82,7 +83,11 @@ class View:
         if not self._ended:
             self._ended = True
             self._end = error
-            self._ready.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def next(self) -> Event | None:
         """The next event, or None at the end.
@@ -95,8 +100,8 @@ class View:
                 if self._end is not None:
                     raise self._end
                 return None
-            self._ready.clear()
-            await self._ready.wait()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         return self._events.popleft()
 
 
