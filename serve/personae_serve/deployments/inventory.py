@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def find_hardware(declared: Declared, address: str | None) -> Hardware:
 
 
 def _of_ray(address: str, memory_of_gpu: float | None) -> Hardware:
+    _knock(address)
     import ray
 
     attached = ray.is_initialized()
@@ -94,6 +96,17 @@ def _of_ray(address: str, memory_of_gpu: float | None) -> Hardware:
         if not attached:
             ray.shutdown()
     return hardware_of_nodes(f"the Ray cluster at {address}", found, memory_of_gpu)
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens: Ray would try for minutes. Addresses that are no host and port pass."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cluster.address: nothing listens at {address!r}: {error}") from error
 
 
 def hardware_of_nodes(source: str, nodes: list[dict[str, object]], memory_of_gpu: float | None = None) -> Hardware:

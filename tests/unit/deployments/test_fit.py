@@ -249,6 +249,11 @@ def test_declared_hardware_is_taken_before_a_cluster_that_would_have_to_be_asked
         find_hardware(Declared(gpus=1, gpu="voodoo2"), None)
 
 
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"cluster.address: nothing listens at '127.0.0.1:1'"):
+        find_hardware(Declared(), "127.0.0.1:1")
+
+
 def test_ray_tells_kinds_of_gpus_and_not_their_memory() -> None:
     nodes: list[dict[str, object]] = [
         {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0, "memory": 64.0 * GIB}},
