@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Tests start PostgreSQL beside open channels, and a fork is none of gRPC's business.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("personae", deadline=None)
 settings.load_profile("personae")

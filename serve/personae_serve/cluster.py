@@ -15,19 +15,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Final
 
-ENVIRONMENT: Final = {
-    # User code shares its replica's loop: one loop to a process, as grpc.aio needs, and handles over gRPC.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Calls come in by gRPC only; nothing of Serve listens.
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "GRPC_ENABLE_FORK_SUPPORT": "0",
-}
-"""Must be set on every node before Ray starts there."""
+from personae_serve.ray_environment import set_environment
 
-# Before anything of Ray's is imported: it reads them as it is.
-for _name, _value in ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+# Before anything of Ray's is imported: it reads its environment as it is.
+set_environment()
 
 import ray  # noqa: E402
 from ray import serve  # noqa: E402
@@ -135,6 +126,7 @@ def start_ray(settings: Settings) -> str:
                 # Replicas are processes that share this machine: what they set aside is a promise, not a limit.
                 num_cpus=max(os.cpu_count() or 1, _most_cpus(settings)),
                 include_dashboard=settings.cluster.dashboard,
+                _node_ip_address="127.0.0.1",
                 log_to_driver=False,
                 namespace="serve",
             )

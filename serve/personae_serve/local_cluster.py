@@ -11,9 +11,9 @@ from typing import Any
 
 from personae_runtime.config import ENV_PREFIX, Settings
 from personae_runtime.ledger.embedded import EmbeddedPostgres
-from personae_serve.cluster import deploy, shut_down, start_ray
 from personae_serve.embedded import lock_data_dir
 from personae_serve.gateway.auth import AcceptedKeys, accepted_keys
+from personae_serve.ray_environment import address_file, make_token, token_file
 
 
 class LocalCluster:
@@ -42,6 +42,11 @@ class LocalCluster:
             lock = lock_data_dir(settings.data_dir)
             stack.callback(lock.close)
             self.keys = accepted_keys(settings)
+            make_token(settings.data_dir)
+            stack.callback(token_file(settings.data_dir).unlink, missing_ok=True)
+            # Only now, as Ray reads its environment when it is imported.
+            from personae_serve.cluster import deploy, shut_down, start_ray
+
             if settings.ledger.dsn is None:
                 postgres = EmbeddedPostgres(settings.data_dir / "postgres")
                 stack.push_async_callback(postgres.stop)
@@ -70,11 +75,6 @@ class LocalCluster:
     def _set(self, name: str, value: str) -> None:
         os.environ[ENV_PREFIX + name] = value
         self._stack.callback(os.environ.pop, ENV_PREFIX + name, None)
-
-
-def address_file(data_dir: Path) -> Path:
-    """Where the address of a running cluster stands, for commands on this machine."""
-    return data_dir / "ray-address"
 
 
 def free_port(host: str) -> int:

@@ -114,8 +114,12 @@ class Cluster:
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's worker processes with `title` in their names: a deployment, or CONTROLLER."""
         assert self._process is not None
-        found = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+        found: list[psutil.Process] = []
+        try:
+            children = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return found
+        for process in children:
             with suppress(psutil.NoSuchProcess):
                 command = " ".join(process.cmdline())
                 self._seen[process.pid] = process

@@ -26,7 +26,7 @@ class Engines:
         """The engine of a model; "" is the default.
 
         Raises:
-            FailedPrecondition: the host has no such model (reason MODEL_UNKNOWN).
+            FailedPrecondition: the host has no such model (reason MODEL_NOT_SERVED).
         """
         if not model:
             return self.default
@@ -35,7 +35,7 @@ class Engines:
             known = ", ".join(self._by_model)
             raise FailedPrecondition(
                 f"this host has no model {model!r}; it has: {known}",
-                reason="MODEL_UNKNOWN",
+                reason="MODEL_NOT_SERVED",
                 violations=(("definition.generation.model", f"one of: {known}"),),
             )
         return engine

@@ -26,10 +26,12 @@ def status(
     from rich.table import Table
 
     from personae_runtime.config import load_settings
-    from personae_serve import cluster
-    from personae_serve.local_cluster import address_file
+    from personae_serve.ray_environment import address_file, use_token
 
     settings = load_settings(config)
+    use_token(settings.data_dir)
+    from personae_serve import cluster
+
     local = address_file(settings.data_dir)
     chosen = address or settings.cluster.address or (local.read_text() if local.exists() else "auto")
     section = settings.cluster.model_copy(update={"address": chosen})

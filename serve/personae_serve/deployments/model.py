@@ -36,6 +36,7 @@ _log = structlog.get_logger(__name__)
 _COALESCE_FROM: Final = 4
 _COALESCE_FULL: Final = 64
 _ATTEMPTS: Final = 3
+_FULL_S: Final = 1.0
 
 Frame = tuple[Any, ...]
 """What crosses the replica boundary: `(text, tokens)`, the last
@@ -156,7 +157,7 @@ class ModelReplica:
             "model": self._engine.model,
             "running": capacity.running,
             "waiting": capacity.waiting,
-            "kv_use": getattr(capacity, "kv_use", 0.0),
+            "kv_use": capacity.kv_use,
             "max_context_tokens": capacity.max_context_tokens,
             "prefix_cache": None
             if prefix_cache is None
@@ -169,7 +170,7 @@ class ModelReplica:
         return {
             ONGOING: float(capacity.running + capacity.waiting),
             WAITING: float(capacity.waiting),
-            KV_USE: getattr(capacity, "kv_use", 0.0),
+            KV_USE: capacity.kv_use,
         }
 
     async def check_health(self) -> None:
@@ -202,6 +203,7 @@ class RemoteEngine:
         self._deployment = handle.deployment_id
         self._streams: dict[str, Any] = {}
         self._aborted: set[str] = set()
+        self._full_until = 0.0
 
     @property
     def model(self) -> str:
@@ -227,7 +229,12 @@ class RemoteEngine:
                     try:
                         async for frame in frames:
                             begun = True
-                            delta = _delta(frame)
+                            try:
+                                delta = _delta(frame)
+                            except EngineOverloaded as error:
+                                # Other gateways fill the model too: for a while turns are refused before they begin.
+                                self._full_until = time.monotonic() + (error.retry_after_s or _FULL_S)
+                                raise
                             yield delta
                             if delta.finish is not None:
                                 return
@@ -239,6 +246,7 @@ class RemoteEngine:
                         return
                     raise EngineDead("the model replica ended the stream early")
                 except BackPressureError as error:
+                    self._full_until = time.monotonic() + _FULL_S
                     raise EngineOverloaded("every replica of the model is full", retry_after_s=1.0) from error
                 except (asyncio.CancelledError, RayTaskError) as error:
                     if request.request_id in self._aborted:
@@ -268,17 +276,20 @@ class RemoteEngine:
         return self._counter(text)
 
     def capacity(self) -> EngineCapacity:
-        """The deployment's places, and of those what this gateway takes."""
+        """The deployment's places, and of those what this gateway takes; all of them while replicas refuse."""
         replicas = running_replicas(self._deployment)
         settings = self._settings
         places = replicas * settings.parallel
         taken = len(self._streams)
+        # A model that is not loaded yet may have as many wait for it as a replica would take.
+        queue = replicas * settings.max_waiting if replicas else settings.parallel
+        if time.monotonic() < self._full_until:
+            taken = max(taken, places + queue)
         return EngineCapacity(
             max_concurrent=places,
             running=min(taken, places),
             waiting=max(0, taken - places),
-            # A model that is not loaded yet may have as many wait for it as a replica would take.
-            max_waiting=max(1, replicas) * (settings.max_waiting if replicas else settings.parallel),
+            max_waiting=queue,
             max_context_tokens=settings.context_tokens,
         )
 

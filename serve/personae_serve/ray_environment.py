@@ -1,0 +1,54 @@
+"""What must be in the environment before Ray is imported, and where a cluster of this machine is found.
+
+Imports nothing of Ray's.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+ENVIRONMENT: Final = {
+    # User code shares its replica's loop: one loop to a process, as grpc.aio needs, and handles over gRPC.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Calls come in by gRPC only; nothing of Serve listens.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
+"""Must be set on every node before Ray starts there."""
+
+
+def set_environment() -> None:
+    """Set what is not set yet."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def address_file(data_dir: Path) -> Path:
+    """Where the address of a cluster that runs on this machine stands, for commands here."""
+    return data_dir / "ray-address"
+
+
+def token_file(data_dir: Path) -> Path:
+    """Where the token of such a cluster stands, readable by its owner only."""
+    return data_dir / "ray-token"
+
+
+def make_token(data_dir: Path) -> None:
+    """Give the cluster that is about to start here a token of its own, so that no other process joins it."""
+    file = token_file(data_dir)
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    use_token(data_dir)
+
+
+def use_token(data_dir: Path) -> None:
+    """Speak with the token of the cluster that runs here, if there is one. Before Ray is imported."""
+    file = token_file(data_dir)
+    if file.exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
