@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -562,8 +563,8 @@ async def tokens_ratio(bench: Bench) -> dict[str, Any]:
         sides = Sides(bench, host, bare, None)
         await sides.run(4, 4, 16, ("bare", "ours"))
         for pair in range(bench.args.pairs):
-            for count in (16, 64):
-                found = await sides.run(count, count, 64, ordered(pair, "bare", "ours"))
+            for count in bench.args.ratio_counts:
+                found = await sides.run(count, count, bench.args.ratio_tokens, ordered(pair, "bare", "ours"))
                 ratios[str(count)].append(found["ours"]["tokens_per_s"] / found["bare"]["tokens_per_s"])
     detail = {key: interval(values) for key, values in ratios.items()}
     return {
@@ -662,8 +663,8 @@ async def until(call: Any, kind: str) -> list[event_pb2.SessionEvent]:
 # -- prefix cache ---------------------------------------------------------------
 
 
-PERSONAS, USERS, TURNS = 4, 5, 10
-SIZES = {"prefix": 800, "card": 150, "user": 30, "recall": 80, "reply": 80}
+PERSONAS = 4
+SIZES = {"prefix": 800, "card": 150, "user": 30, "recall": 80}
 """Tokens of each part of a prompt."""
 WORDS = ("river", "bicycle", "orchard", "lamp", "winter", "harbour", "letter", "garden", "quiet", "market", "stone")
 
@@ -683,7 +684,7 @@ async def prefix_hits(bench: Bench) -> dict[str, Any]:
             dialogues = [
                 Dialogue(tokenizer, persona, user, naive=order == "naive")
                 for persona in range(PERSONAS)
-                for user in range(USERS)
+                for user in range(bench.args.prefix_users)
             ]
             draw = random.Random(7)
             totals = dict.fromkeys(("prompt", "cached", "reusable"), 0)
@@ -693,7 +694,7 @@ async def prefix_hits(bench: Bench) -> dict[str, Any]:
                 requests = [
                     {
                         "messages": as_json(dialogue.prompt(turn)),
-                        "max_tokens": SIZES["reply"],
+                        "max_tokens": bench.args.prefix_reply,
                         "exact": True,
                         "salt": f"persona-{dialogue.persona}",
                     }
@@ -716,7 +717,7 @@ async def prefix_hits(bench: Bench) -> dict[str, Any]:
         # Of the tokens that our order makes reusable: the conversation is the same.
         "prefix_hit_naive": round(naive["cached"] / ours["reusable"], 4),
         "prefix_hit_naive_raw": round(naive["cached"] / naive["prompt"], 4),
-        "prefix_hit_detail": {**results, "turns": turns, "block_size": 32, **SIZES},
+        "prefix_hit_detail": {**results, "turns": turns, "block_size": 32, **SIZES, "reply": bench.args.prefix_reply},
     }
 
 
@@ -813,9 +814,13 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--open-s", type=float, default=150.0, help="open: seconds, a fifth of them to warm up")
     parser.add_argument("--idle", type=int, default=2500, help="idle_memory: streams")
     parser.add_argument("--ttft-turns", type=int, default=8, help="added_ttft: turns of one conversation at a time")
+    parser.add_argument("--ratio-counts", type=int, nargs="+", default=[16, 64], help="tokens_ratio: conversations")
+    parser.add_argument("--ratio-tokens", type=int, default=64, help="tokens_ratio: tokens of a reply")
     parser.add_argument("--aborts", type=int, default=20)
     parser.add_argument("--abort-engine", choices=("vllm", "synthetic"), default="vllm")
-    parser.add_argument("--prefix-turns", type=int, default=TURNS, help="prefix_hits: turns of a session")
+    parser.add_argument("--prefix-turns", type=int, default=10, help="prefix_hits: turns of a session")
+    parser.add_argument("--prefix-users", type=int, default=5, help="prefix_hits: users of each persona")
+    parser.add_argument("--prefix-reply", type=int, default=80, help="prefix_hits: tokens of a reply")
     parser.add_argument("--plots", type=Path, help="folder for the plots of `open`")
     return parser
 
@@ -829,6 +834,10 @@ def parts(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Bench], Awa
 
 async def main(args: argparse.Namespace) -> int:
     """Run the parts; 0 if all could be measured, which says nothing of the goals."""
+    # A benchmark that is ended takes its servers with it.
+    running = asyncio.current_task()
+    assert running is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     results: dict[str, Any] = {"host": args.host}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="personae-bench-", ignore_cleanup_errors=True) as folder:

@@ -116,11 +116,21 @@ class Bare:
 async def main(folder: str, engine: dict[str, Any]) -> None:
     """Answer until stdin closes."""
     bare = Bare(folder, engine)
-    ready(port=0)
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(await bare.run(json.loads(line))), flush=True)
-    bare.close()
+    try:
+        ready(port=0)
+        loop = asyncio.get_running_loop()
+        read = asyncio.ensure_future(loop.run_in_executor(None, sys.stdin.readline))
+        while line := await read:
+            read = asyncio.ensure_future(loop.run_in_executor(None, sys.stdin.readline))
+            answer = asyncio.create_task(bare.run(json.loads(line)))
+            # Nobody sends a command before the last was answered: what can be read before is the end.
+            await asyncio.wait({answer, read}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                answer.cancel()
+                break
+            print(json.dumps(answer.result()), flush=True)
+    finally:
+        bare.close()  # else the process of its engine core stays
 
 
 if __name__ == "__main__":
