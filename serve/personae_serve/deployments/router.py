@@ -34,20 +34,24 @@ def affinity_key(persona: str, session: str) -> str:
     return f"{persona}{_SEPARATOR}{session}"
 
 
-def request_router_config(load_factor: float) -> dict[str, Any]:
+def request_router_config(load_factor: float, *, parallel: int | None = None) -> dict[str, Any]:
     """The arguments of Serve's `RequestRouterConfig` for a model deployment: plain JSON data.
 
     Args:
         load_factor: a replica takes at most this many times the mean load; above 1.
+        parallel: requests that a replica generates at once. While it has such a
+            place free its sessions stay, whatever the mean: a session that moves
+            is read anew, and gains nothing where nobody waits. None means a
+            quarter of `max_ongoing_requests`.
 
     Raises:
-        InvalidArgument: it is not.
+        InvalidArgument: a value is out of its range.
     """
-    AffinityRing(load_factor=load_factor)
-    return {
-        "request_router_class": f"{__name__}:AffinityRouter",
-        "request_router_kwargs": {"load_factor": load_factor},
-    }
+    kwargs: dict[str, Any] = {"load_factor": load_factor}
+    if parallel is not None:
+        kwargs["floor"] = parallel
+    AffinityRing(**kwargs)
+    return {"request_router_class": f"{__name__}:AffinityRouter", "request_router_kwargs": kwargs}
 
 
 class AffinityRouter(RequestRouter):
@@ -65,6 +69,7 @@ class AffinityRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ring = AffinityRing()
+        self._floor: int | None = None
         self._by_name: dict[str, RunningReplica] = {}
         self._loads = ReplicaLoads()
         self._loads_read_at = float("-inf")
@@ -77,6 +82,7 @@ class AffinityRouter(RequestRouter):
             InvalidArgument: one is out of its range.
         """
         self._ring = AffinityRing(**kwargs)
+        self._floor = kwargs.get("floor")
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Take the deployment's running replicas, as Serve tells them."""
@@ -144,8 +150,7 @@ class AffinityRouter(RequestRouter):
         self._by_name = {replica.replica_id.unique_id: replica for replica in self._replicas_list}
         for replica_id in [one for one in self._sent if one not in self._replicas]:
             del self._sent[replica_id]
-        if self._by_name:
-            # Below a quarter of its capacity a replica is as fast as an idle one.
+        if self._by_name and self._floor is None:
             self._ring.floor = max(1, min(r.max_ongoing_requests for r in self._replicas_list) // 4)
         self._ring.update(self._by_name)
         self._loads_read_at = float("-inf")
