@@ -20,8 +20,10 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig  # noqa: E40
 from personae_serve.deployments import autoscaling  # noqa: E402
 from personae_serve.deployments.router import affinity_key, request_router_config, running_replicas  # noqa: E402
 
-ROUTER = RequestRouterConfig(**request_router_config(1.25))
-PATIENCE_S = 40
+PLACES = 4
+ROUTER = RequestRouterConfig(**request_router_config(1.25, parallel=PLACES))
+PATIENCE_S = 90
+pytestmark = pytest.mark.timeout(400)
 
 
 class Model:
@@ -97,9 +99,14 @@ def model(gate: Any) -> Any:
     return serve.run(app.bind(gate), name="affinity", route_prefix=None)
 
 
+def key(session: str) -> str:
+    """Sessions of many personas, as one that has all the load would get more replicas in the middle of a test."""
+    return affinity_key(f"persona of {session}", session)
+
+
 def ask(model: Any, session: str, method: str = "__call__") -> str:
-    handle = model.options(session_id=affinity_key("persona", session), method_name=method)
-    return str(handle.remote().result(timeout_s=30))
+    handle = model.options(session_id=key(session), method_name=method)
+    return str(handle.remote().result(timeout_s=90))
 
 
 def eventually(what: Callable[[], bool]) -> None:
@@ -117,17 +124,17 @@ def test_sessions_stay_at_their_replica(model: Any) -> None:
 
 
 def test_requests_without_a_session_are_served(model: Any) -> None:
-    assert model.remote().result(timeout_s=30)
+    assert model.remote().result(timeout_s=90)
 
 
 def test_a_session_goes_on_elsewhere_while_its_replica_is_at_the_bound(model: Any, gate: Any) -> None:
     home = ask(model, "busy")
-    hold = model.options(session_id=affinity_key("persona", "busy"), method_name="hold")
-    held = [hold.remote(), hold.remote()]  # a quarter of max_ongoing_requests
-    eventually(lambda: ray.get(gate.arrived.remote()) == 2)
+    hold = model.options(session_id=key("busy"), method_name="hold")
+    held = [hold.remote() for _ in range(PLACES)]
+    eventually(lambda: ray.get(gate.arrived.remote()) == PLACES)
     eventually(lambda: ask(model, "busy") != home)  # once the end of the earlier request is known
     ray.get(gate.open.remote())
-    assert home in [response.result(timeout_s=30) for response in held]
+    assert home in [response.result(timeout_s=90) for response in held]
     eventually(lambda: ask(model, "busy") == home)
 
 
@@ -160,7 +167,7 @@ def test_a_model_without_replicas_is_started_by_a_request_and_stopped_when_idle(
     )(Model)
     handle = serve.run(app.bind(), name="cold", route_prefix=None)
     assert running_replicas(handle.deployment_id) == 0
-    response = handle.options(session_id=affinity_key("persona", "first")).remote()
-    assert response.result(timeout_s=60)
+    response = handle.options(session_id=key("first")).remote()
+    assert response.result(timeout_s=90)
     assert running_replicas(handle.deployment_id) == 1
     eventually(lambda: not serve.status().applications["cold"].deployments["cold"].replica_states.get("RUNNING"))

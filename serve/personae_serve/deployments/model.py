@@ -334,7 +334,7 @@ def model_deployment(
         # The engine refuses what it can't queue; the replica's own bound lies above, so that this is heard.
         max_ongoing_requests=settings.parallel + settings.max_waiting + 8,
         max_queued_requests=settings.parallel + settings.max_waiting,
-        request_router_config=request_router_config(load_factor),
+        request_router_config=request_router_config(load_factor, parallel=settings.parallel),
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
