@@ -91,18 +91,23 @@ async def turns(command: dict[str, Any]) -> dict[str, Any]:
                 "reason": str(events[-1][1]).replace("\n", " ") if events else "",
             }
         )
-    return {"wall_s": ended - begun, "middle_half_s": middle_half(arrivals), "turns": results}
+    return {
+        "wall_s": ended - begun,
+        "middle_half": [begun + at for at in middle_half(arrivals)],
+        "turns": results,
+    }
 
 
-def middle_half(arrivals: list[tuple[float, int]]) -> float:
-    """Seconds between the first and the last quarter of all characters, given as (time, characters)."""
+def middle_half(arrivals: list[tuple[float, int]]) -> list[float]:
+    """When the first quarter of all characters was over and the last began; each arrival is (time, characters)."""
     arrivals.sort()
-    total, seen, marks = sum(chars for _, chars in arrivals), 0, []
+    total, seen = sum(chars for _, chars in arrivals), 0
+    marks: list[float] = []
     for at, chars in arrivals:
         seen += chars
         while len(marks) < 2 and seen >= total * (0.25, 0.75)[len(marks)]:
             marks.append(at)
-    return marks[1] - marks[0] if marks else 0.0
+    return marks
 
 
 async def main() -> None:

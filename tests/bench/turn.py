@@ -10,7 +10,8 @@
    Greedy, so both sides write the same tokens; the engine's own count is used.
 2. synthetic engine: one gateway process against a `grpc.aio` server that writes
    the same recorded events by `context.write`. The engine's tokens over the time
-   from the first text of any stream to the last.
+   from the first text of any stream to the last; the same over the time of the
+   middle half of the text (`steady`); and CPU time per unit there (`cpu`).
 
 Ratios are medians of interleaved pairs with the interval (least, greatest).
 The last line is one JSON object.
@@ -26,11 +27,14 @@ import statistics
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 
 from personae.v1 import memory_service_pb2
@@ -103,6 +107,10 @@ class Process:
                 env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
             )
         )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     async def read(self) -> dict[str, Any]:
         assert self._child.stdout is not None
@@ -318,9 +326,54 @@ def rate(answer: dict[str, Any]) -> float:
     return float(sum(turn["output_tokens"] for turn in turns)) / (ended - begun)
 
 
-def steady_rate(answer: dict[str, Any]) -> float:
-    """Tokens per second while the middle half of the text came: admission and the ends of turns are left out."""
-    return float(sum(turn["output_tokens"] for turn in answer["turns"])) / 2 / answer["middle_half_s"]
+class CpuMeter:
+    """CPU seconds of processes over time, by sampling: what a unit costs however many share the machine."""
+
+    def __init__(self, *groups: list[psutil.Process]) -> None:
+        self._groups = groups
+        self._samples: list[tuple[float, list[float]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> CpuMeter:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        self._sample()
+
+    async def _run(self) -> None:
+        while True:
+            self._sample()
+            await asyncio.sleep(0.02)
+
+    def _sample(self) -> None:
+        seconds = []
+        for group in self._groups:
+            total = 0.0
+            for process in group:
+                with suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+            seconds.append(total)
+        self._samples.append((time.perf_counter(), seconds))
+
+    def between(self, begun: float, ended: float) -> list[float]:
+        """CPU seconds of each group; the times are of `time.perf_counter`, which processes share on Linux."""
+        times = [at for at, _ in self._samples]
+        first, last = max(0, bisect_right(times, begun) - 1), min(len(times) - 1, bisect_left(times, ended))
+        spent = [b - a for a, b in zip(self._samples[first][1], self._samples[last][1], strict=True)]
+        share = (ended - begun) / max(times[last] - times[first], 1e-9)
+        return [seconds * min(1.0, share) for seconds in spent]
+
+
+def postgres_of(folder: Path) -> list[psutil.Process]:
+    """The PostgreSQL server whose data lie in `folder`, and its children."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if "postgres" in (process.info["name"] or "") and str(folder) in " ".join(process.info["cmdline"] or ()):
+            return [process, *process.children(recursive=True)]
+    return []
 
 
 async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse.Namespace, say: Any) -> dict[str, Any]:
@@ -331,7 +384,7 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
             "data_dir": str(folder),
             "streams": args.streams,
             "tokens": args.tokens,
-            "ttft_ms": 0,
+            "ttft_ms": args.ttft_ms,
             "itl_ms": args.itl_ms,
             "scorers": scorers,
         }
@@ -353,30 +406,62 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
                 raise RuntimeError(f"a turn ended with {turn['reason']}")
         return answer
 
-    values, units = [], []
+    async def measured(port: int, key: str, groups: list[list[psutil.Process]], **more: Any) -> Stream:
+        async with CpuMeter(*groups) as meter:
+            answer = await ask(port, key, **more)
+        begun, ended = answer["middle_half"]
+        units = sum(turn["units"] for turn in answer["turns"])
+        tokens = sum(turn["output_tokens"] for turn in answer["turns"])
+        cpu = [seconds / (units / 2) * 1e6 for seconds in meter.between(begun, ended)]
+        return Stream(answer, rate(answer), tokens / 2 / (ended - begun), tokens / units, cpu)
+
+    values: dict[str, list[float]] = {"whole": [], "steady": [], "cpu": []}
+    units, costs = [], []
     try:
-        recorded = await ask(ready["port"], ready["key"], frames=True)
+        await ask(ready["port"], ready["key"])
+        groups = [[psutil.Process(gateway.pid)], postgres_of(folder)]
         for pair in range(pairs):
             # The bare server sends what the gateway has just sent: the same units, coalesced alike.
-            recorded = await ask(ready["port"], ready["key"], frames=True)
-            ours = rate(recorded)
+            ours = await measured(ready["port"], ready["key"], groups, frames=True)
             bare = await Process.start("tests.bench.servers")
-            listening = await bare.ask({"kind": "bare", "recordings": [turn["frames"] for turn in recorded["turns"]]})
+            recordings = [turn["frames"] for turn in ours.answer["turns"]]
+            listening = await bare.ask({"kind": "bare", "recordings": recordings})
             await ask(listening["port"], "none")
-            theirs = rate(await ask(listening["port"], "none"))
+            theirs = await measured(listening["port"], "none", [[psutil.Process(bare.pid)]])
             await bare.stop()
-            count = sum(turn["units"] for turn in recorded["turns"])
-            tokens = sum(turn["output_tokens"] for turn in recorded["turns"])
-            units.append(tokens / count)
-            values.append(ours / theirs)
+            units.append(ours.tokens_per_unit)
+            costs.append((*ours.cpu_us, *theirs.cpu_us))
+            values["whole"].append(ours.rate / theirs.rate)
+            values["steady"].append(ours.steady / theirs.steady)
+            values["cpu"].append(theirs.cpu_us[0] / ours.cpu_us[0])
             say(
-                f"  pair {pair}: gateway {ours:.0f} tokens/s, bare {theirs:.0f} tokens/s,"
-                f" {tokens / count:.1f} tokens a unit, ratio {ours / theirs:.3f}"
+                f"  pair {pair}: gateway {ours.rate:.0f} tokens/s ({ours.steady:.0f} steady), bare {theirs.rate:.0f}"
+                f" ({theirs.steady:.0f}), {ours.tokens_per_unit:.1f} tokens a unit; CPU a unit: gateway"
+                f" {ours.cpu_us[0]:.0f} us, PostgreSQL {ours.cpu_us[1]:.0f} us, bare {theirs.cpu_us[0]:.0f} us"
             )
     finally:
         await load.stop()
         await gateway.stop()
-    return interval(values) | {"tokens_per_unit": round(statistics.median(units), 1)}
+    return interval(values["whole"]) | {
+        "tokens_per_unit": round(statistics.median(units), 1),
+        "steady": interval(values["steady"]),
+        "cpu": interval(values["cpu"]),
+        "cpu_us_per_unit": {
+            name: round(statistics.median(column), 1)
+            for name, column in zip(("gateway", "postgres", "bare"), zip(*costs, strict=True), strict=True)
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One run: tokens per second over all and in the middle half of the text, CPU microseconds per unit there."""
+
+    answer: dict[str, Any]
+    rate: float
+    steady: float
+    tokens_per_unit: float
+    cpu_us: list[float]
 
 
 async def main() -> None:
@@ -387,6 +472,7 @@ async def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--itl-ms", type=float, default=0.0)
+    parser.add_argument("--ttft-ms", type=float, default=1500.0)
     args = parser.parse_args()
 
     def say(line: str) -> None:
