@@ -21,9 +21,10 @@ from personae_runtime.sessions.events import Body, Event, TextDelta
 
 _log = structlog.get_logger(__name__)
 
-MAX_PENDING_CHARS = 200
+MAX_PENDING_CHARS = 1000
 """Cleared text that may wait for the ledger before the engine's stream is left
-to wait too: the longest unit."""
+to wait too: five of the longest units. Only an engine that writes faster than
+the ledger commits gets there; its text then leaves in events of about this size."""
 
 
 class Recorder:
