@@ -580,12 +580,15 @@ async def tokens_ratio(bench: Bench) -> dict[str, Any]:
 # -- what a cancel frees -------------------------------------------------------
 
 
+LONG_QUESTION = "Please tell me everything about rivers, bicycles and lighthouses, as long and as detailed as you can."
+
+
 async def abort(bench: Bench) -> dict[str, Any]:
     """From CancelTurn to the engine's next token for somebody else, with an engine of one place.
 
-    The second turn can only run once vLLM has let go of the first. Its own time to a
-    first token, measured on an idle engine, is part of the sum and is printed beside it;
-    the difference is what the abort took.
+    The second turn, of one token, can only run once vLLM has let go of the first. What such a
+    turn takes from the engine on is measured alone and printed beside it; the difference is
+    what cancelling and the abort took.
     """
     engine = (
         vllm_engine(bench, parallel=1, max_waiting=8)
@@ -609,16 +612,21 @@ async def abort(bench: Bench) -> dict[str, Any]:
                 return (await client.sessions.create(persona, user=f"{persona}/users/{user}")).name
 
             def say(session: str) -> Any:
-                request = session_service_pb2.ConverseRequest(session=session, turn_id="t1", text="Hello there.")
+                request = session_service_pb2.ConverseRequest(session=session, turn_id="t1", text=LONG_QUESTION)
                 return stub.Converse(request, metadata=metadata)
 
-            idle, after = [], []
-            for attempt in range(bench.args.aborts):
-                # Alone: from the prompt's arrival at the engine to the first token, by the turn's own clock.
-                call = say(await session(1, f"alone{attempt}"))
-                latency = (await until(call, "latency"))[-1].latency
-                idle.append((latency.ttft.ToNanoseconds() - latency.queue.ToNanoseconds()) / 1e6)
-                await until(call, "turn_completed")
+            idle: list[float] = []
+            after: list[float] = []
+            for attempt in range(3 * bench.args.aborts):
+                if len(after) == bench.args.aborts:
+                    break
+                # Alone: from the prompt's arrival at the engine to the turn's end here.
+                alone = await session(1, f"alone{attempt}")
+                begun = time.perf_counter()
+                events = await until(say(alone), "turn_completed")
+                whole = (time.perf_counter() - begun) * 1000
+                queue = next(event.latency.queue for event in events if event.HasField("latency"))
+                idle.append(whole - queue.ToNanoseconds() / 1e6)
                 # Behind another: A runs, B waits for its place, A is cancelled.
                 first = await session(400, f"a{attempt}")
                 second = await session(1, f"b{attempt}")
@@ -626,24 +634,41 @@ async def abort(bench: Bench) -> dict[str, Any]:
                 await until(running, "text_delta")
                 waiting = say(second)
                 await until(waiting, "turn_started")
-                await until(running, "text_delta")  # so much later that B has reached the engine's queue
+                if (await one_of(running, "text_delta", "turn_completed")) == "turn_completed":
+                    await until(waiting, "turn_completed")
+                    continue  # A had said all before B was in the engine's queue, where the next text finds it
                 begun = time.perf_counter()
                 cancelled = asyncio.ensure_future(
                     stub.CancelTurn(session_service_pb2.CancelTurnRequest(name=f"{first}/turns/t1"), metadata=metadata)
                 )
                 await until(waiting, "turn_completed")
-                after.append((time.perf_counter() - begun) * 1000)
+                seconds = time.perf_counter() - begun
                 await cancelled
-                await until(running, "turn_interrupted")
+                if (await one_of(running, "turn_interrupted", "turn_completed")) == "turn_interrupted":
+                    after.append(seconds * 1000)
+    if not after:
+        raise RuntimeError("every reply ended before it could be cancelled")
     difference = [one - statistics.median(idle) for one in after]
     found = {
         "engine": bench.args.abort_engine,
         "cancel_to_next_token_ms": interval(after),
-        "idle_first_token_ms": interval(idle),
+        "idle_turn_ms": interval(idle),
         "difference_ms": interval(difference),
     }
     bench.say(f"  {found}")
     return {"abort_ms": round(statistics.median(difference), 1), "abort_detail": found}
+
+
+async def one_of(call: Any, *kinds: str) -> str:
+    """Which of these kinds of events comes first; the stream is read up to it.
+
+    Raises:
+        RuntimeError: it ended without any.
+    """
+    while (event := await call.read()) is not grpc.aio.EOF:
+        if (kind := str(event.WhichOneof("event"))) in kinds:
+            return kind
+    raise RuntimeError(f"a stream ended without {' or '.join(kinds)}")
 
 
 async def until(call: Any, kind: str) -> list[event_pb2.SessionEvent]:
