@@ -16,7 +16,7 @@ import psutil
 
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 
-START_S = 300.0
+START_S = 480.0
 STOP_S = 120.0
 _COMMAND = (sys.executable, "-c", "from personae_serve.cli import main; main()")
 CONTROLLER = "ServeController"

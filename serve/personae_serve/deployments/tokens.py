@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from personae_runtime.config import ModelDeploymentSettings
+from personae_runtime.engines.models import hf_folder
 from personae_runtime.engines.synthetic import estimate_tokens
+from personae_runtime.errors import PersonaeError
 
 TokenCounter = Callable[[str], int]
 """Tokens of a text without special tokens, exact or an upper estimate."""
@@ -19,16 +21,15 @@ def bytes_as_tokens(text: str) -> int:
     return -(-len(text.encode()) // 2)
 
 
-def token_counter(settings: ModelDeploymentSettings, folder: Path | None) -> TokenCounter:
-    """The counter of a model: its own tokenizer if its folder is on this machine, else an estimate from above.
-
-    Args:
-        folder: with the model's `tokenizer.json`; None if it is not here.
-    """
+def token_counter(settings: ModelDeploymentSettings, models_dir: Path) -> TokenCounter:
+    """The counter of a model: its own tokenizer if its folder is on this machine, else an estimate from above."""
     if settings.kind == "synthetic":
         return estimate_tokens
-    file = None if folder is None else folder / "tokenizer.json"
-    if file is None or not file.is_file():
+    try:
+        file = hf_folder(settings.model, models_dir) / "tokenizer.json"
+    except PersonaeError:
+        return bytes_as_tokens
+    if not file.is_file():
         return bytes_as_tokens
     from tokenizers import Tokenizer
 
