@@ -377,6 +377,13 @@ class SessionSettings(_Section):
     coalesce_max_ms: float = Field(
         100.0, ge=0, description="Longest a cleared unit waits for company under load, milliseconds.", examples=[100]
     )
+    coalesce_max_chars: int = Field(
+        1000,
+        ge=200,
+        description="Cleared characters of a turn that may wait for the ledger before its engine's stream waits too;"
+        " only an engine that outruns the ledger gets there, and its text leaves in events of about this size.",
+        examples=[200],
+    )
 
 
 class ApiKey(_Section):

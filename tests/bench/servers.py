@@ -64,7 +64,7 @@ async def gateway(options: dict[str, Any]) -> None:
             "synthetic_tokens": options["tokens"],
             "max_output_tokens": 4096,
         },
-        sessions={"turns_per_minute": 100_000},
+        sessions={"turns_per_minute": 100_000, **options["sessions"]},
         policy={"scorers": options["scorers"]},
         telemetry={"log_level": "WARNING"},
     )

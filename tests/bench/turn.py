@@ -49,6 +49,8 @@ CONCURRENCY = (1, 4, 16)
 REPLY_TOKENS = 64
 OWN_WORK_TURNS = 100
 WARM_UP_TURNS = 5
+# The longest unit of the gate. By default, more text waits together when the engine outruns the ledger.
+SENTENCE_CHARS = 200
 # At most 32 tokens each, as the budget says.
 QUESTIONS = (
     "My rear brake squeals when it rains. What should I check first?",
@@ -376,7 +378,9 @@ def postgres_of(folder: Path) -> list[psutil.Process]:
     return []
 
 
-async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse.Namespace, say: Any) -> dict[str, Any]:
+async def synthetic(
+    folder: Path, scorers: list[str], sessions: dict[str, Any], args: argparse.Namespace, say: Any
+) -> dict[str, Any]:
     gateway = await Process.start("tests.bench.servers")
     ready = await gateway.ask(
         {
@@ -387,6 +391,7 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
             "ttft_ms": args.ttft_ms,
             "itl_ms": args.itl_ms,
             "scorers": scorers,
+            "sessions": sessions,
         }
     )
     load = await Process.start("tests.bench.load")
@@ -416,11 +421,11 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
         return Stream(answer, rate(answer), tokens / 2 / (ended - begun), tokens / units, cpu)
 
     values: dict[str, list[float]] = {"whole": [], "steady": [], "cpu": []}
-    units, costs = [], []
+    units, costs, rates = [], [], []
     try:
         await ask(ready["port"], ready["key"])
         groups = [[psutil.Process(gateway.pid)], postgres_of(folder)]
-        for pair in range(pairs):
+        for pair in range(args.pairs):
             # The bare server sends what the gateway has just sent: the same units, coalesced alike.
             ours = await measured(ready["port"], ready["key"], groups, frames=True)
             bare = await Process.start("tests.bench.servers")
@@ -430,6 +435,7 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
             theirs = await measured(listening["port"], "none", [[psutil.Process(bare.pid)]])
             await bare.stop()
             units.append(ours.tokens_per_unit)
+            rates.append(ours.steady)
             costs.append((*ours.cpu_us, *theirs.cpu_us))
             values["whole"].append(ours.rate / theirs.rate)
             values["steady"].append(ours.steady / theirs.steady)
@@ -443,6 +449,7 @@ async def synthetic(folder: Path, pairs: int, scorers: list[str], args: argparse
         await load.stop()
         await gateway.stop()
     return interval(values["whole"]) | {
+        "tokens_per_s": interval(rates),
         "tokens_per_unit": round(statistics.median(units), 1),
         "steady": interval(values["steady"]),
         "cpu": interval(values["cpu"]),
@@ -486,8 +493,14 @@ async def main() -> None:
             results |= await own_work(root / "own", say)
             results |= await throughput(root / "throughput", args.pairs, say)
         if args.only != "llamacpp":
-            for key, scorers in (("stream_ratio", []), ("stream_ratio_all_gates", ["ngram"])):
-                detail = await synthetic(root / key, args.pairs, scorers, args, say)
+            sentences = {"coalesce_max_chars": SENTENCE_CHARS}
+            runs: list[tuple[str, list[str], dict[str, Any]]] = [
+                ("stream_ratio", [], sentences),
+                ("stream_ratio_large_units", [], {}),
+                ("stream_ratio_all_gates", ["ngram"], sentences),
+            ]
+            for key, scorers, sessions in runs:
+                detail = await synthetic(root / key, scorers, sessions, args, say)
                 results[key] = detail["median"]
                 results[f"{key}_detail"] = detail | {"gates": ["matchers", "rules", *scorers]}
                 say(f"{key}: {detail}")

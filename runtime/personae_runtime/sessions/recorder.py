@@ -21,11 +21,6 @@ from personae_runtime.sessions.events import Body, Event, TextDelta
 
 _log = structlog.get_logger(__name__)
 
-MAX_PENDING_CHARS = 1000
-"""Cleared text that may wait for the ledger before the engine's stream is left
-to wait too: five of the longest units. Only an engine that writes faster than
-the ledger commits gets there; its text then leaves in events of about this size."""
-
 
 class Recorder:
     """One turn's events, in order.
@@ -40,6 +35,7 @@ class Recorder:
         deliver: called with each event once it is durable.
         pause_s: called for the seconds that text may wait for company.
         on_lateness: called with the seconds from clearing a piece of text to its delivery.
+        max_pending_chars: cleared text that may wait for the ledger before its writer should wait too.
     """
 
     def __init__(
@@ -54,6 +50,7 @@ class Recorder:
         pause_s: Callable[[], float],
         on_lateness: Callable[[float], None],
         releasable: Callable[[], bool] = lambda: False,
+        max_pending_chars: int = 200,
     ) -> None:
         self._turn_id = turn_id
         self._next_event_id = next_event_id
@@ -64,6 +61,7 @@ class Recorder:
         self._pause_s = pause_s
         self._on_lateness = on_lateness
         self._releasable = releasable
+        self._max_pending_chars = max_pending_chars
         self._text_since = 0.0
         self._pending: list[Body] = []
         self._pending_chars = 0
@@ -93,7 +91,7 @@ class Recorder:
             return
         if isinstance(body, TextDelta):
             self._pending_chars += len(body.text)
-            if self._pending_chars >= MAX_PENDING_CHARS:
+            if self._pending_chars >= self._max_pending_chars:
                 self._room.clear()
             if self._pending and isinstance(self._pending[-1], TextDelta):
                 self._pending[-1] = TextDelta(self._pending[-1].text + body.text)

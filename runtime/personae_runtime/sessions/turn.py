@@ -288,6 +288,7 @@ class TurnRunner:
             deliver=lambda event: self._deliver(turn, event),
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
+            max_pending_chars=self._settings.sessions.coalesce_max_chars,
         )
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
