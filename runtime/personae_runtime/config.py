@@ -91,6 +91,19 @@ class TlsSettings(_Section):
         examples=[True],
     )
 
+    peer_ca: FilePath | None = Field(
+        None,
+        description="PEM file of the authorities of other gateways' certificates; unset takes none but `certificate`.",
+        examples=["/etc/personae/tls/gateways.crt"],
+    )
+    peer_name: str | None = Field(
+        None,
+        min_length=1,
+        description="Name that other gateways' certificates must have; unset takes the first of `certificate`,"
+        " or with `peer_ca` the address at which they are called.",
+        examples=["gateway.personae.internal"],
+    )
+
     @property
     def asks_clients(self) -> bool:
         """Whether clients must show a certificate."""

@@ -18,9 +18,11 @@ import pytest_asyncio
 
 from personae.v1 import persona_service_pb2
 from personae.v1 import session_service_pb2 as pb
-from personae_client import EventStream, PersonaeClient
+from personae.v1.persona_service_pb2 import PERSONA_TYPE_ASSISTANT
+from personae_client import EventStream, PersonaeClient, Tls, UnavailableError
 from personae_serve.gateway.peers import FORWARDED
 from tests.conftest import ROOT
+from tests.credentials import make_certificate
 from tests.e2e.conftest import KEY, KEYS, start_hosted
 from tests.e2e.support import (
     WAIT_S,
@@ -50,6 +52,7 @@ class Gateways:
         self._folder = folder
         self.dsn = dsn
         self.hosts: list[Hosted] = []
+        self._stopped: list[Hosted] = []
 
     async def add(self, *, port: int = 0, peer_port: int | None = 0, **changed: Any) -> Hosted:
         """One more; every host knows of every other when this returns."""
@@ -64,8 +67,14 @@ class Gateways:
         )
         self.hosts.append(hosted)
         for host in self.hosts:
-            await host.host.gateway.runner._sessions.find_peers()
+            if host not in self._stopped:
+                await host.host.gateway.runner._sessions.find_peers()
         return hosted
+
+    async def stop(self, hosted: Hosted) -> None:
+        """Drain one."""
+        self._stopped.append(hosted)
+        await hosted.host.stop()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -268,6 +277,55 @@ async def test_a_deadline_and_a_cancellation_reach_the_owner(two: tuple[Hosted, 
     assert kinds(await rest(call))[-1] == "turn_completed"
 
 
+# -- TLS between gateways -----------------------------------------------------
+
+
+def secured(pair: tuple[Path, Path], **changed: Any) -> dict[str, Any]:
+    return {"tls": {"certificate": pair[0], "private_key": pair[1], **changed}}
+
+
+@pytest.mark.parametrize("way", ["one certificate", "one certificate, mTLS", "one authority", "strangers"])
+async def test_gateways_with_tls_know_each_other(gateways: Gateways, tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "tls"
+    authority = make_certificate("authority", authority=True)
+    ca, _ = authority.write(folder, "ca")
+    first = make_certificate("first", by=authority).write(folder, "first")
+    second = make_certificate("second", by=authority).write(folder, "second")
+    match way:
+        case "one certificate":
+            settings = (secured(first), secured(first))
+        case "one certificate, mTLS":
+            settings = (secured(first, client_ca=ca), secured(first, client_ca=ca))
+        case "one authority":
+            settings = (secured(first, peer_ca=ca), secured(second, peer_ca=ca))
+        case _:
+            settings = (secured(first), secured(second))
+    owner, other = [await gateways.add(gateway=gateway) for gateway in settings]
+    tls = Tls(ca_file=ca, certificate_file=first[0], private_key_file=first[1])
+    async with (
+        PersonaeClient(f"localhost:{owner.port}", api_key=KEY, tls=tls) as there,
+        PersonaeClient(f"localhost:{other.port}", api_key=KEY, tls=tls, max_attempts=1) as here,
+    ):
+        persona = await there.personas.create(
+            "tenants/demo", "nadia", display_name="Nadia", type=PERSONA_TYPE_ASSISTANT
+        )
+        await there.personas.publish_revision(persona.name, persona_service_pb2.PersonaDefinition(card="Nadia."))
+        session = await there.sessions.create(persona.name, "ann")
+        pause = Pause()
+        owner.engine.will_say("The first unit. And ", pause, "the rest of it.")
+        turn = there.sessions.converse(session.name, "Hello there.")
+        await anext(turn)
+        if way == "strangers":
+            with pytest.raises(UnavailableError) as refused:
+                await here.sessions.cancel_turn(f"{session.name}/turns/{turn.turn_id}")
+            assert refused.value.reason == "TURN_OWNER_UNREACHABLE"
+            pause.go.set()
+        else:
+            cancelled = await here.sessions.cancel_turn(f"{session.name}/turns/{turn.turn_id}")
+            assert cancelled.state == pb.TURN_STATE_INTERRUPTED
+        assert (await turn.collect()).interrupted == (way != "strangers")
+
+
 # -- sessions that go on elsewhere --------------------------------------------
 
 
@@ -377,19 +435,55 @@ async def test_a_stream_through_a_gateway_that_drains_is_continued_through_a_thi
     third = await gateways.add(port=relaying.port)
     session, turn_id = await owner.api.session(await owner.api.persona()), new_turn_id()
     call, seen, pause = await begin(owner, session, turn_id)
-    # Connections to the shared port land where the kernel likes: until one is at the gateway that will drain.
     async with AsyncExitStack() as stack:
-        while not relaying.host.gateway.peers.endpoints:
-            client = await stack.enter_async_context(PersonaeClient(f"127.0.0.1:{relaying.port}", api_key=KEY))
+        # Connections to the shared port land where the kernel likes: until one is at the gateway that will drain.
+        while True:
+            client = PersonaeClient(f"127.0.0.1:{relaying.port}", api_key=KEY)
             stream = client.sessions.attach(session, turn_id=turn_id)
             assert [await anext(stream) for _ in seen] == seen
-        assert relaying.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint}
+            await until(lambda: views(owner) == 2)
+            if relaying.host.gateway.peers.endpoints:
+                await stack.enter_async_context(client)
+                break
+            await client.close()
+            await until(lambda: views(owner) == 1)
         await relaying.host.stop()
         pause.go.set()
-        remaining = [event async for event in stream]
+        remaining = await _rest_of(stream)
         assert stream.resumes == 1
         assert remaining == await rest(call)
     assert third.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint}
+
+
+async def test_no_call_of_the_sdk_fails_while_gateways_drain_and_come(gateways: Gateways) -> None:
+    first = await gateways.add()
+    session = await first.api.session(await first.api.persona())
+    done = False
+    calls = 0
+
+    async def call(client: PersonaeClient) -> None:
+        nonlocal calls
+        while not done:
+            assert (await client.sessions.get(session)).name == session
+            calls += 1
+
+    async def called(times: int) -> None:
+        enough = calls + times
+        await until(lambda: calls >= enough)
+
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(PersonaeClient(f"127.0.0.1:{first.port}", api_key=KEY)) for _ in range(6)
+        ]
+        async with asyncio.TaskGroup() as callers:
+            for client in clients:
+                callers.create_task(call(client))
+            for leaving in range(3):
+                await gateways.add(port=first.port)
+                await called(20)
+                await gateways.stop(gateways.hosts[leaving])
+            await called(20)
+            done = True
 
 
 async def test_a_draining_gateway_refuses_turns_and_without_others_keeps_its_streams(gateways: Gateways) -> None:
@@ -466,13 +560,13 @@ async def test_a_killed_owner_is_out_of_reach_until_its_turn_is_closed_once(gate
             await read_until(call, "text_delta")
         async with PersonaeClient(f"127.0.0.1:{other.port}", api_key=KEY) as client:
             stream = client.sessions.attach(session, turn_id=turn_id)
-            joined = client.sessions.converse(session, "Hello there.", turn_id=turn_id)
             events = [await anext(stream) for _ in range(3)]
             process.kill()
             await process.wait()
+            joined = client.with_options(max_attempts=1).sessions.converse(session, "Hello there.", turn_id=turn_id)
             async with asyncio.timeout(60):
-                events += [event async for event in stream]
-                result = await joined.collect()
+                rest_of, result = await asyncio.gather(_rest_of(stream), joined.collect())
+            events += rest_of
         assert kinds(events)[-1] == "turn_interrupted"
         assert kinds(events).count("turn_interrupted") == 1
         assert [event.event_id for event in events] == sorted({event.event_id for event in events})

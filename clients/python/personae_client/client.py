@@ -27,6 +27,8 @@ _CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A page of 200 memories of 8,000 characters fits.
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 1 << 20),
+    # Each client has a connection of its own, and so may reach another gateway than the next.
+    ("grpc.use_local_subchannel_pool", 1),
     # A stream that resumes should not wait long for its connection.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -38,7 +40,7 @@ class PersonaeClient:
     """Async client of the Personae API, `personae.v1`.
 
     Use it as an async context manager, or call `close`. One client per process
-    serves any number of concurrent calls and streams.
+    serves any number of concurrent calls and streams, over one connection.
 
     Args:
         target: host and port, or any gRPC target.

@@ -18,7 +18,6 @@ import grpc.aio
 
 from personae.v1 import event_pb2, session_service_pb2, session_service_pb2_grpc
 from personae_client.errors import (
-    CancelledError,
     InternalError,
     PersonaeError,
     RateLimitedError,
@@ -30,6 +29,7 @@ from personae_client.transport import Transport, token_expired
 SessionEvent = event_pb2.SessionEvent
 _Call = grpc.aio.UnaryStreamCall[Any, SessionEvent]
 
+_RUNS_ELSEWHERE = frozenset({"TURN_OWNED_ELSEWHERE", "TURN_OWNER_UNREACHABLE"})
 _TERMINAL = frozenset({"turn_completed", "turn_interrupted"})
 
 
@@ -142,6 +142,8 @@ class EventStream:
                     return
             except grpc.aio.AioRpcError as rpc_error:
                 error = error_from_rpc(rpc_error)
+                # Another gateway runs the turn and can't be reached now: there is a turn to come back to.
+                began = began or error.reason in _RUNS_ELSEWHERE
                 if not (self._transport.worth_retrying(error) or _resumable(error, began)):
                     raise error from None
             except TimeoutError:
@@ -168,8 +170,6 @@ class EventStream:
 
 
 def _resumable(error: PersonaeError, began: bool) -> bool:
-    if isinstance(error, CancelledError):
-        return True
     if isinstance(error, RateLimitedError):
         return began  # the server dropped a view that lagged behind
     # A proxy or a dying server reset the HTTP/2 stream; gRPC calls it INTERNAL or UNKNOWN.

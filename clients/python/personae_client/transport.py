@@ -18,6 +18,7 @@ import grpc.aio
 import tenacity
 
 from personae_client.errors import (
+    CancelledError,
     PersonaeError,
     RateLimitedError,
     UnauthenticatedError,
@@ -134,11 +135,14 @@ class Transport:
         """Whether the same call may succeed soon.
 
         Overload says when; a limit that says nothing stays. For a token that has
-        expired there may be a new one.
+        expired there may be a new one. A server that closes cancels the calls
+        that reach it while it tells of that.
         """
         if isinstance(error, RateLimitedError):
             return error.retry_after_s is not None
-        return isinstance(error, UnavailableError) or (callable(self._credential) and token_expired(error))
+        return isinstance(error, UnavailableError | CancelledError) or (
+            callable(self._credential) and token_expired(error)
+        )
 
     async def unary(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
         """Make a call and retry it while that may help.

@@ -38,7 +38,7 @@ from personae_serve.gateway.servicers import (
     PolicyServicer,
     SessionServicer,
 )
-from personae_serve.gateway.tls import server_credentials
+from personae_serve.gateway.tls import peer_credentials, server_credentials
 from personae_serve.gateway.tokens import open_tokens
 from personae_serve.stores import Stores, through_outage
 
@@ -124,6 +124,9 @@ class Gateway:
             self._stack,
         )
         credentials = server_credentials(settings.gateway.tls)
+        if settings.gateway.peer_port is not None:
+            # What can't be used is told now, not with the first call that must be forwarded.
+            peer_credentials(settings.gateway.tls)
         tokens = await open_tokens(settings.auth.jwt, stack)
         sessions = SessionLedger(
             stores.database,
@@ -166,7 +169,9 @@ class Gateway:
         )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
         consents = ConsentLedger(stores.database)
-        self.peers = Peers(telemetry, known=lambda: sessions.peers)
+        self.peers = Peers(
+            telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
+        )
         stack.push_async_callback(self.peers.close)
         self.server = GatewayServer(
             settings.gateway,

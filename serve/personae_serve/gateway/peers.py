@@ -21,7 +21,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from personae.v1 import event_pb2
-from personae_runtime.errors import Code, DeadlineExceeded, PersonaeError, Unavailable
+from personae_runtime.errors import Code, ConfigError, DeadlineExceeded, PersonaeError, Unavailable
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry, inject_context
 
@@ -29,8 +29,6 @@ _log = structlog.get_logger(__name__)
 
 FORWARDED: Final = "x-personae-forwarded"
 """Metadata key of a call that another gateway forwarded."""
-
-UNREACHABLE = "TURN_OWNER_UNREACHABLE"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -86,8 +84,8 @@ class Peers:
     Args:
         telemetry: counts what is forwarded.
         known: endpoints of gateways that live; channels to others are closed once they are silent.
-        credentials: TLS; None speaks plain HTTP/2.
-        options: further gRPC channel arguments.
+        credentials: called for each new channel: TLS and the name that the
+            peer's certificate must have ("" for its address); None speaks plain HTTP/2.
     """
 
     def __init__(
@@ -95,13 +93,11 @@ class Peers:
         telemetry: Telemetry,
         *,
         known: Callable[[], Collection[str]] = frozenset,
-        credentials: grpc.ChannelCredentials | None = None,
-        options: Collection[tuple[str, Any]] = (),
+        credentials: Callable[[], tuple[grpc.ChannelCredentials, str] | None] = lambda: None,
     ) -> None:
         self._telemetry = telemetry
         self._known = known
         self._credentials = credentials
-        self._options = (*_CHANNEL_OPTIONS, *options)
         self._peers: dict[str, _Peer] = {}
         self._relays: set[_Relay] = set()
         # The event loop's time that a client has to come back through another gateway, once this one leaves.
@@ -183,12 +179,7 @@ class Peers:
                 raise DeadlineExceeded("the call's deadline passed at the gateway that runs the turn") from None
             failed = True
             _log.warning("peer_unreachable", endpoint=endpoint, code=error.code().name)
-            raise Unavailable(
-                "the gateway that runs the turn is out of reach; try again: if it is dead, the turn is closed when"
-                " its lease runs out",
-                reason=UNREACHABLE,
-                retry_after_s=1.0,
-            ) from None
+            raise _unreachable() from None
         finally:
             peer.calls -= 1
             if failed and self._peers.get(endpoint) is peer:
@@ -197,9 +188,16 @@ class Peers:
                 await peer.channel.close()
 
     def _open(self, endpoint: str) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(endpoint, options=self._options)
-        return grpc.aio.secure_channel(endpoint, self._credentials, options=self._options)
+        try:
+            found = self._credentials()
+        except ConfigError as error:
+            _log.error("peer_credentials_unusable", problem=error.message)
+            raise _unreachable() from error
+        if found is None:
+            return grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+        credentials, name = found
+        named = (("grpc.ssl_target_name_override", name),) if name else ()
+        return grpc.aio.secure_channel(endpoint, credentials, options=(*_CHANNEL_OPTIONS, *named))
 
     async def _forget_gone(self, wanted: str) -> None:
         known = self._known()
@@ -212,6 +210,15 @@ class Peers:
         left = (self._leave_at or 0.0) - asyncio.get_running_loop().time()
         event.go_away.time_left.FromMilliseconds(max(0, int(left * 1000)))
         return event.SerializeToString()
+
+
+def _unreachable() -> Unavailable:
+    return Unavailable(
+        "the gateway that runs the turn is out of reach; try again: if it is dead, the turn is closed when its lease"
+        " runs out",
+        reason="TURN_OWNER_UNREACHABLE",
+        retry_after_s=1.0,
+    )
 
 
 def _metadata(context: Context) -> grpc.aio.Metadata:

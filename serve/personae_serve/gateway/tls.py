@@ -176,6 +176,37 @@ def server_credentials(
     return ServerTls(settings).credentials(require_client_certificate=require_client_certificate)
 
 
+def peer_credentials(settings: TlsSettings) -> tuple[grpc.ChannelCredentials, str] | None:
+    """What to call another gateway with, and the name its certificate must have ("" for its address); None is no TLS.
+
+    Read anew each time. Where clients must show a certificate, a gateway shows its own.
+
+    Raises:
+        ConfigError: see `read_certificate_files`; also if no name is set and the certificate has none.
+    """
+    if settings.certificate is None:
+        return None
+    files = read_certificate_files(settings)
+    if settings.peer_ca is None:
+        authorities, name = files.chain, settings.peer_name or _first_name(settings.certificate, files.chain)
+    else:
+        authorities, name = _read(settings.peer_ca, "peer_ca"), settings.peer_name or ""
+    pair = (files.private_key, files.chain) if settings.asks_clients else (None, None)
+    return grpc.ssl_channel_credentials(authorities, *pair), name
+
+
+def _first_name(path: Path, chain: bytes) -> str:
+    certificate = x509.load_pem_x509_certificates(chain)[0]
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    found = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    if not found:
+        raise _unusable(path, "certificate", "has no name; set gateway.tls.peer_name")
+    return found[0].replace("*", "any", 1)
+
+
 def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     """Add a port, 0 for a free one, to a server; the port.
 

@@ -58,6 +58,13 @@ async def test_an_unavailable_server_is_tried_again() -> None:
     assert len(servicer.requests) == 3
 
 
+async def test_a_call_that_a_closing_server_cancels_is_tried_again() -> None:
+    servicer = Flaky({"code": grpc.StatusCode.CANCELLED}, {**UNAVAILABLE, "reason": "DRAINING", "retry_after_s": 0.001})
+    async with serving(personas=servicer) as client:
+        await client.personas.get("x")
+    assert len(servicer.requests) == 3
+
+
 async def test_a_mutation_keeps_its_request_id_over_all_attempts() -> None:
     servicer = Flaky(UNAVAILABLE, UNAVAILABLE)
     async with serving(personas=servicer) as client:

@@ -76,6 +76,21 @@ async def test_a_stream_whose_token_expires_goes_on_with_a_new_one(count: int) -
     assert servicer.tokens == ["Bearer t1", "Bearer t2"]
 
 
+@pytest.mark.parametrize("reason", ["TURN_OWNED_ELSEWHERE", "TURN_OWNER_UNREACHABLE"])
+async def test_a_turn_whose_gateway_is_out_of_reach_is_waited_for(reason: str) -> None:
+    """Longer than a turn of which nothing is known: `max_attempts` does not count."""
+
+    class OutOfReach(RecordedTurn):
+        async def _send(self, events: list[event_pb2.SessionEvent], context: Any) -> None:
+            if len(self.calls) < 6:
+                await fail(context, UNAVAILABLE, reason=reason, retry_after_s=0.001)
+            await super()._send(events, context)
+
+    servicer = OutOfReach([])
+    assert await ids(servicer, max_attempts=2) == ALL
+    assert len(servicer.calls) == 6
+
+
 async def test_a_stream_with_a_token_that_is_refused_for_good_is_raised_at_once() -> None:
     class Refusing(RecordedTurn):
         async def _send(self, events: list[event_pb2.SessionEvent], context: Any) -> None:
@@ -167,6 +182,20 @@ async def test_a_stream_told_to_go_away_reads_on_until_the_server_closes_it() ->
     servicer = Draining([])
     assert await ids(servicer) == ALL
     assert servicer.calls[1] == session_service_pb2.AttachRequest(session=SESSION, after_event_id=ALL[4], turn_id=TURN)
+
+
+async def test_a_stream_that_ends_after_go_away_goes_on_with_the_next_event() -> None:
+    class HandedOver(RecordedTurn):
+        async def _send(self, events: list[event_pb2.SessionEvent], context: Any) -> None:
+            if len(self.calls) > 1:
+                await super()._send(events, context)
+                return
+            for item in (*events[:2], go_away(60)):
+                await context.write(item)
+
+    servicer = HandedOver([])
+    assert await ids(servicer) == ALL
+    assert servicer.calls[1] == session_service_pb2.AttachRequest(session=SESSION, after_event_id=ALL[1], turn_id=TURN)
 
 
 async def test_a_stream_told_to_go_away_leaves_when_the_time_is_over() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, LeaseLost
-from personae_runtime.ledger.sessions import SessionRow
+from personae_runtime.ledger.sessions import SessionChange, SessionRow
 from personae_runtime.policy.decision import Action, Decision, Stage
 from personae_runtime.sessions.events import Event, Latency, TextDelta, TurnCompleted, TurnInterrupted
 from tests.unit.ledger.conftest import NewOwner, Owner
@@ -239,3 +239,84 @@ async def test_recovery_remembers_what_passed_the_gate_and_nothing_else(new_owne
     assert remembered == {"passed": ["My bike is green."], "kept": [], "refused": [], "unseen": []}
     history = {name: (await new.sessions.turn(session, "t1")).in_history for name, session in told.items()}
     assert history == {"passed": True, "kept": True, "refused": False, "unseen": False}
+
+
+# -- several owners -----------------------------------------------------------
+
+
+async def reachable(owner: Owner, endpoint: str) -> Owner:
+    """The owner, once it can be reached at an endpoint."""
+    await owner.sessions.register(endpoint)
+    return owner
+
+
+async def test_owners_know_who_else_lives_and_where(new_owner: NewOwner) -> None:
+    alone = await reachable(await new_owner("a"), "a:1")
+    await alone.sessions.renew()
+    assert (alone.sessions.alone, alone.sessions.peers) == (True, frozenset())
+    other = await reachable(await new_owner("b"), "b:1")
+    silent = await new_owner("c")
+    await alone.sessions.renew()
+    assert (alone.sessions.alone, alone.sessions.peers) == (False, {"b:1"})
+    assert await other.sessions.find_peers() == {"a:1"}
+    assert await silent.sessions.find_peers() == {"a:1", "b:1"}
+
+    # Who admits no more is alive, but nobody to go to.
+    await other.sessions.leave()
+    assert await alone.sessions.find_peers() == set()
+    assert not alone.sessions.alone
+    await other.sessions.register()
+    assert await alone.sessions.find_peers() == set()
+
+
+async def test_an_owner_that_is_not_heard_of_or_is_fenced_off_lives_no_more(new_owner: NewOwner) -> None:
+    here = await reachable(await new_owner("here"), "here:1")
+    there = await reachable(await new_owner("there"), "there:1")
+    session = await there.session()
+    await there.admit(session)
+    found = await here.sessions.whereabouts(session.session_pk)
+    assert found is not None
+    assert (found.owner, found.endpoint) == (there.sessions.owner, "there:1")
+    await here.database.execute("UPDATE owners SET seen_at = now() - interval '1 hour' WHERE host = 'there'")
+    assert await here.sessions.find_peers() == set()
+    assert here.sessions.alone
+    found = await here.sessions.whereabouts(session.session_pk)
+    assert found is not None
+    assert found.endpoint == ""
+    # It was only slow.
+    await there.sessions.renew()
+    assert await here.sessions.find_peers() == {"there:1"}
+    await here.database.execute("UPDATE turns SET lease_expires_at = now() - interval '1 second'")
+    assert await here.sessions.recover() == [session.session_pk]
+    assert await here.sessions.find_peers() == set()
+    assert await here.sessions.whereabouts(session.session_pk) is None
+
+
+async def test_a_turn_of_ones_own_is_nowhere_to_be_called(new_owner: NewOwner) -> None:
+    owner = await reachable(await new_owner(), "host:1")
+    session = await owner.session()
+    assert await owner.sessions.whereabouts(session.session_pk) is None
+    await owner.admit(session)
+    found = await owner.sessions.whereabouts(session.session_pk)
+    assert found is not None
+    assert (found.owner, found.endpoint) == (owner.sessions.owner, "")
+
+
+async def test_sessions_that_went_on_elsewhere_are_found_in_one_look(new_owner: NewOwner) -> None:
+    here = await reachable(await new_owner("here"), "here:1")
+    there = await reachable(await new_owner("there"), "there:1")
+    idle, running, ended, closed = [await here.session() for _ in range(4)]
+    known = [(session.session_pk, session.next_event_id) for session in (idle, running, ended, closed)]
+    assert await here.sessions.changed([]) == {}
+    assert await here.sessions.changed(known) == {}
+    await there.admit(running)
+    await finish(there, ended, (await there.admit(ended)).first_event_id + 1, "")
+    await there.sessions.close(closed.name)
+    found = await here.sessions.changed(known)
+    assert set(found) == {running.session_pk, ended.session_pk, closed.session_pk}
+    where = found[running.session_pk].running
+    assert where is not None
+    assert where.endpoint == "there:1"
+    assert found[ended.session_pk] == SessionChange(next_event_id=4, closed=False, running=None)
+    assert found[closed.session_pk] == SessionChange(next_event_id=1, closed=True, running=None)
+    assert (await here.sessions.get(ended.name)).next_event_id == 4
