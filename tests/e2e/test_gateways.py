@@ -415,7 +415,7 @@ async def test_a_gateway_drains_in_mid_turn_and_its_clients_follow_the_turn_thro
             pause.go.set()
         seen += await reading
         await draining
-        assert turn.resumes == 1
+        assert turn.resumes >= 1
         ids = [event.event_id for event in seen]
         assert ids == sorted(set(ids))
         assert text_of(seen) == "".join(units) + "The end."
@@ -447,12 +447,13 @@ async def test_a_stream_through_a_gateway_that_drains_is_continued_through_a_thi
                 break
             await client.close()
             await until(lambda: views(owner) == 1)
+        reading = asyncio.ensure_future(_rest_of(stream))
         await relaying.host.stop()
+        await until(lambda: third.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint})
         pause.go.set()
-        remaining = await _rest_of(stream)
-        assert stream.resumes == 1
-        assert remaining == await rest(call)
-    assert third.host.gateway.peers.endpoints == {owner.host.gateway.server.endpoint}
+        assert await reading == await rest(call)
+        # Once, or more often if it was quicker than the news that its connection is to be left.
+        assert stream.resumes >= 1
 
 
 async def test_no_call_of_the_sdk_fails_while_gateways_drain_and_come(gateways: Gateways) -> None:
