@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,11 +82,11 @@ async def coalesce(
         while True:
             await news.wait()
             if not ended and (wait := sent_at + pause_s() - time.monotonic()) > 0:
-                with suppress(TimeoutError):
-                    # The end of the reply is not kept waiting.
-                    async with asyncio.timeout(wait):
-                        await pumping
+                # The end of the reply is not kept waiting.
+                await asyncio.wait({pumping}, timeout=wait)
             news.clear()
+            # As of the text that is taken now: more may come, and the end, while the caller has it.
+            complete = ended
             joined, count = "".join(text), tokens
             text.clear()
             tokens = 0
@@ -96,7 +96,7 @@ async def coalesce(
             if count or joined:
                 yield EngineDelta(joined, count)
                 sent_at = time.monotonic()
-            if ended:
+            if complete:
                 if failure is not None:
                     raise failure
                 return

@@ -71,6 +71,26 @@ async def test_without_a_pause_what_came_while_nobody_asked_is_one_delta() -> No
     await out.aclose()
 
 
+async def test_the_end_that_comes_while_the_caller_is_busy_is_not_lost() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0)
+    source.deltas.put_nowait(EngineDelta("a", 1))
+    assert await anext(out) == EngineDelta("a", 1)
+    # The engine ends while the caller still has the first delta.
+    await source.put(EngineDelta("b", 1), LAST)
+    assert await anext(out) == EngineDelta("b", 1, EngineFinish.STOP, 7, 3)
+
+
+async def test_a_pause_that_is_over_ends_no_reply() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.001)
+    for piece in "abc":
+        source.deltas.put_nowait(EngineDelta(piece, 1))
+        assert await anext(out) == EngineDelta(piece, 1)
+    source.deltas.put_nowait(LAST)
+    assert await anext(out) == LAST
+
+
 async def test_closing_the_stream_closes_the_engines() -> None:
     source = Source()
     out = coalesce(source.stream(), lambda: 0.0)
@@ -90,8 +110,14 @@ async def test_a_failure_comes_after_the_text_before_it() -> None:
         await anext(out)
 
 
-@given(st.lists(st.tuples(st.text(max_size=6), st.integers(1, 4)), max_size=30), st.sampled_from((0.0, 0.0005)))
-def test_text_and_tokens_are_the_same_however_they_are_gathered(pieces: list[tuple[str, int]], pause_s: float) -> None:
+@given(
+    st.lists(st.tuples(st.text(max_size=6), st.integers(1, 4)), max_size=30),
+    st.sampled_from((0.0, 0.0005)),
+    st.integers(0, 5),
+)
+def test_text_and_tokens_are_the_same_however_they_are_gathered(
+    pieces: list[tuple[str, int]], pause_s: float, busy: int
+) -> None:
     async def run() -> list[EngineDelta]:
         async def stream() -> AsyncGenerator[EngineDelta, None]:
             for index, (text, tokens) in enumerate(pieces):
@@ -100,7 +126,12 @@ def test_text_and_tokens_are_the_same_however_they_are_gathered(pieces: list[tup
                     await asyncio.sleep(0)
             yield LAST
 
-        return [delta async for delta in coalesce(stream(), lambda: pause_s)]
+        seen = []
+        async for delta in coalesce(stream(), lambda: pause_s):
+            seen.append(delta)
+            for _ in range(busy):
+                await asyncio.sleep(0)
+        return seen
 
     out = asyncio.run(run())
     assert "".join(delta.text for delta in out) == "".join(text for text, _ in pieces)
