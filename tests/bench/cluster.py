@@ -476,6 +476,7 @@ class Sides:
         self._bare = bare
         self._llm = llm
         self._first_user = 0
+        self._published: set[str] = set()
         self.tokens_differ = 0
 
     async def run(self, turns: int, at_once: int, tokens: int, sides: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -485,7 +486,10 @@ class Sides:
         people: dict[str, Any] = {"tenants": [tenant], "reply_tokens": tokens}
         planned = burst(load_scenario(**people), turns)
         options = ("--conversations", str(turns), "--at-once", str(at_once))
-        await self._persona(planned[0].persona, tokens)
+        if planned[0].persona not in self._published:
+            await self._publish(planned[0].persona, tokens)
+            # What all its users share is read once on every side before anything is compared.
+            await self.run(1, 1, tokens, sides)
         asked = await prompts(self._host, planned)
         results: dict[str, dict[str, Any]] = {}
         counts: dict[str, int] = {}
@@ -524,12 +528,11 @@ class Sides:
         self._bench.say(f"  {turns} turns, {at_once} at once: {shown}")
         return results
 
-    async def _persona(self, persona: str, tokens: int) -> None:
-        """Have the persona published before its prompt is rendered: by a run of one turn of somebody else."""
-        if getattr(self, "_published", None) != persona:
-            tenant = {"name": "demo", "users": 1, "personas": 1, "first_user": 1_000_000 + self._first_user}
-            await self._bench.rate(self._host.target, "--conversations", "1", tenants=[tenant], reply_tokens=tokens)
-            self._published = persona
+    async def _publish(self, persona: str, tokens: int) -> None:
+        """Have the persona there before its prompts are composed: by a turn of somebody else."""
+        self._published.add(persona)
+        tenant = {"name": "demo", "users": 1, "personas": 1, "first_user": 1_000_000 + self._first_user}
+        await self._bench.rate(self._host.target, "--conversations", "1", tenants=[tenant], reply_tokens=tokens)
 
 
 async def added_ttft(bench: Bench) -> dict[str, Any]:
