@@ -835,7 +835,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--gateways", type=int, default=1, help="gateway replicas")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32, help="vs_*: streams at once")
-    parser.add_argument("--tokens", type=int, default=2000, help="vs_*: tokens of a stream")
+    parser.add_argument("--tokens", type=int, default=4000, help="vs_*: tokens of a stream")
     parser.add_argument("--proxy-tokens", type=int, default=250, help="vs_proxy: of those, read through the proxy")
     parser.add_argument("--open", type=int, default=5000, help="open: conversations, matchers and rules")
     parser.add_argument("--open-all-gates", type=int, default=1000, help="open: conversations, all gates")

@@ -11,7 +11,7 @@ from tests.e2e.conftest import KEY, StartHost
 from tests.load.drivers import GatewayDriver
 from tests.load.plot import plot
 from tests.load.runner import run
-from tests.load.scenario import Scenario, arrivals, held_open
+from tests.load.scenario import Scenario, arrivals, burst, held_open
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -58,3 +58,18 @@ async def test_conversations_are_held_open_between_their_turns(start_host: Start
     assert report["conversations"] == 12
     assert report["turns"]["completed"] >= 12
     assert report["reattached"] == 0
+
+
+async def test_a_burst_is_parsed_once_it_is_over(start_host: StartHost) -> None:
+    target = await start(start_host)
+    scenario = Scenario(resume_share=0.3, cancel_share=0.0, reply_tokens=48)
+    planned = burst(scenario, 10)
+    driver = GatewayDriver(target, scenario, key=KEY, conversations=len(planned))
+
+    report = await run(driver, planned, duration_s=1.0, at_once=4, parse_last=True)
+    await driver.close()
+
+    assert report["failures_by_reason"] == {}
+    assert report["turns"] == {"completed": 10}
+    assert report["output_tokens"] == 480
+    assert report["resumes"] > 0

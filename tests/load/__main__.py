@@ -98,6 +98,7 @@ async def drive(args: argparse.Namespace) -> dict[str, Any]:
             drain_s=args.drain,
             hold=args.hold,
             at_once=args.at_once,
+            parse_last=args.mode == "burst",
             on_start=gate if args.gate else None,
         )
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -47,7 +47,15 @@ class Talk:
 
 
 class Driver(Protocol):
-    """A kind of server."""
+    """A kind of server.
+
+    Attributes:
+        later: what arrived is parsed at a turn's end; or, if this is a list, when
+            what it holds is called, so that no parsing keeps another stream from
+            being read.
+    """
+
+    later: list[Callable[[], None]] | None
 
     async def prepare(self, conversations: Sequence[Conversation]) -> list[Talk]:
         """Make what the conversations need; in their order."""
@@ -102,6 +110,7 @@ class GatewayDriver:
         self._prefix = prefix
         self._extra = tuple(metadata)
         self._verify = verify
+        self.later: list[Callable[[], None]] | None = None
         count = max(4, -(-conversations // _STREAMS_PER_CHANNEL))
         # Channels with the same arguments would share one connection.
         self._channels = [
@@ -218,6 +227,9 @@ class GatewayDriver:
             else:
                 call = self._converse[channel](request, metadata=metadata)
         asked = await cancelling if cancelling is not None else 0.0
+        if self.later is not None and cancelling is None and not outcome.resumes and not outcome.reattached:
+            self.later.append(lambda: self._read(talk, turn, frames, outcome))
+            return
         self._read(talk, turn, frames, outcome)
         if outcome.end == "cancelled":
             outcome.cancel_s = max(0.0, outcome.ended - asked)
@@ -368,11 +380,18 @@ class GrpcDriver(GatewayDriver):
                     break
         except grpc.aio.AioRpcError as error:
             outcome.failure = read_failure(error)[0]
-        self._read(talk, turn, frames, outcome)
-        if hung_up:
-            outcome.end = "cancelled"
-        elif not outcome.failure and not outcome.end:
-            outcome.failure = "ENDED_EARLY"
+
+        def read() -> None:
+            self._read(talk, turn, frames, outcome)
+            if hung_up:
+                outcome.end = "cancelled"
+            elif not outcome.failure and not outcome.end:
+                outcome.failure = "ENDED_EARLY"
+
+        if self.later is None:
+            read()
+        else:
+            self.later.append(read)
 
     async def rest(self, talk: Talk) -> None:
         """A bare service has nothing to hold open."""
@@ -400,6 +419,7 @@ class OpenAIDriver:
         self._url = f"http://{target}/v1/chat/completions"
         self._scenario = scenario
         self._model = model
+        self.later: list[Callable[[], None]] | None = None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -449,10 +469,17 @@ class OpenAIDriver:
                     response.close()
         except (self._errors, TimeoutError) as error:
             outcome.failure = f"HTTP/{type(error).__name__}"
-        self._read(chunks, outcome)
-        if hung_up:
-            outcome.end = "cancelled"
-        talk.history.append({"role": "assistant", "content": outcome.text})
+
+        def read() -> None:
+            self._read(chunks, outcome)
+            if hung_up:
+                outcome.end = "cancelled"
+            talk.history.append({"role": "assistant", "content": outcome.text})
+
+        if self.later is None:
+            read()
+        else:
+            self.later.append(read)
 
     def _read(self, chunks: list[tuple[float, bytes]], outcome: Outcome) -> None:
         texts: list[str] = []

@@ -25,6 +25,7 @@ async def run(
     drain_s: float = 60.0,
     hold: bool = False,
     at_once: int = 0,
+    parse_last: bool = False,
     on_start: Callable[[], Awaitable[None]] | None = None,
 ) -> dict[str, Any]:
     """Hold the conversations; the report.
@@ -42,6 +43,8 @@ async def run(
         at_once: turns in flight at most, 0 for no limit; a turn that waits for a
             place is due when it gets it. This closes the loop: for comparisons at
             a given concurrency, not for load.
+        parse_last: parse nothing before every turn is over, for rates: the work of
+            parsing one stream would else be in the others' time.
         on_start: awaited once everything is prepared.
     """
     talks = await driver.prepare(conversations)
@@ -54,20 +57,27 @@ async def run(
     measures = Measures(begun, warmup_s)
     running: dict[Talk, Outcome] = {}
     places = asyncio.Semaphore(at_once) if at_once else None
+    finished: list[Outcome] = []
+    driver.later = [] if parse_last else None
     tasks = [
-        asyncio.create_task(_hold(driver, talk, measures, running, begun, duration_s, hold, places)) for talk in talks
+        asyncio.create_task(_hold(driver, talk, measures, running, begun, duration_s, hold, places, finished))
+        for talk in talks
     ]
     remaining = begun + duration_s + drain_s - time.perf_counter()
     done, late = await asyncio.wait(tasks, timeout=remaining) if tasks else (set(), set())
     for task in late:
         task.cancel()
     await asyncio.gather(*late, return_exceptions=True)
+    wall = time.perf_counter() - begun
+    for parse in driver.later or ():
+        parse()
+    for outcome in finished:
+        measures.add(outcome)
     for outcome in running.values():
         outcome.failure, outcome.end = "TIMED_OUT", ""
         measures.add(outcome)
     for task in done:
         task.result()  # a fault of the generator itself
-    wall = time.perf_counter() - begun
     gc.unfreeze()
     return {
         "conversations": len(talks),
@@ -88,6 +98,7 @@ async def _hold(
     duration_s: float,
     hold: bool,
     places: asyncio.Semaphore | None,
+    finished: list[Outcome],
 ) -> None:
     if hold:
         await driver.rest(talk)
@@ -109,7 +120,10 @@ async def _hold(
         del running[talk]
         if places is not None:
             places.release()
-        measures.add(outcome)
+        if driver.later is None:
+            measures.add(outcome)
+        else:
+            finished.append(outcome)
         if hold:
             await driver.rest(talk)
     if hold:

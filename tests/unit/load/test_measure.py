@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -79,6 +79,7 @@ class Stall:
 
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
+        self.later: list[Callable[[], None]] | None = None
 
     async def prepare(self, conversations: Sequence[Conversation]) -> list[Talk]:
         return [Talk(plan) for plan in conversations]
