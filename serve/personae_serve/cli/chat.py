@@ -13,16 +13,10 @@ import typer
 
 from personae_serve.cli.connection import (
     DEFAULT_TENANT,
-    Ca,
-    Cert,
-    CertKey,
-    Key,
-    Target,
+    Connection,
     Tenant,
-    Token,
     User,
-    UseTls,
-    connect,
+    connected,
     full_persona_name,
     user_or_login,
 )
@@ -49,15 +43,11 @@ def register(root: typer.Typer) -> None:
     root.command()(chat)
 
 
+@connected
 def chat(
     persona: Annotated[str, typer.Argument(help="Persona, by id or full name.")],
-    target: Target = None,
-    api_key: Key = None,
-    token: Token = None,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: CertKey = None,
+    *,
+    connection: Connection,
     tenant: Tenant = DEFAULT_TENANT,
     user: User = None,
     session: Annotated[str | None, typer.Option(help="Resume this session, by id or full name.")] = None,
@@ -69,7 +59,7 @@ def chat(
     """Talk to a persona, on any server."""
 
     async def run() -> None:
-        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
+        async with connection.open() as client:
             name = full_persona_name(persona, tenant)
             if session is None:
                 from personae.v1.policy_service_pb2 import AGE_BAND_ADULT, AGE_BAND_UNSPECIFIED

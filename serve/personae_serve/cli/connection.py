@@ -2,57 +2,94 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from personae_client import PersonaeClient
 
-Target = Annotated[
-    str | None,
-    typer.Option(help="Server, as HOST:PORT. [default: the host configured on this machine]", envvar="PERSONAE_TARGET"),
-]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        help="API key. [default: the development key of the host on this machine]",
-        envvar="PERSONAE_API_KEY",
-        show_envvar=True,
-    ),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        help="Token of an identity provider, in place of an API key. Better in the environment than here.",
-        envvar="PERSONAE_TOKEN",
-        show_envvar=True,
-    ),
-]
-UseTls = Annotated[
-    bool, typer.Option("--tls", help="Connect by TLS and trust public authorities. Any of the three below implies it.")
-]
-Ca = Annotated[
-    Path | None,
-    typer.Option("--ca", help="PEM file of the authorities to trust.", envvar="PERSONAE_CA", show_envvar=True),
-]
-Cert = Annotated[
-    Path | None,
-    typer.Option("--cert", help="PEM file of this client's certificate.", envvar="PERSONAE_CERT", show_envvar=True),
-]
-CertKey = Annotated[
-    Path | None,
-    typer.Option("--key", help="PEM file of the certificate's key.", envvar="PERSONAE_CERT_KEY", show_envvar=True),
-]
 Tenant = Annotated[str, typer.Option(help="Tenant of the persona.", envvar="PERSONAE_TENANT")]
 User = Annotated[str | None, typer.Option(help="Who talks. [default: your login name]")]
 
 DEFAULT_TENANT = "demo"
 """The tenant of the development key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Options of every command that talks to a server; `connected` gives them to one."""
+
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Server, as HOST:PORT. [default: the host configured on this machine]", envvar="PERSONAE_TARGET"
+        ),
+    ] = None
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            help="API key. [default: the development key of the host on this machine]",
+            envvar="PERSONAE_API_KEY",
+            show_envvar=True,
+        ),
+    ] = None
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Token of an identity provider, in place of an API key. Better in the environment than here.",
+            envvar="PERSONAE_TOKEN",
+            show_envvar=True,
+        ),
+    ] = None
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Connect by TLS and trust public authorities. Any of the three below implies it."),
+    ] = False
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", help="PEM file of the authorities to trust.", envvar="PERSONAE_CA", show_envvar=True),
+    ] = None
+    cert: Annotated[
+        Path | None,
+        typer.Option("--cert", help="PEM file of this client's certificate.", envvar="PERSONAE_CERT", show_envvar=True),
+    ] = None
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="PEM file of the certificate's key.", envvar="PERSONAE_CERT_KEY", show_envvar=True),
+    ] = None
+
+    def open(self) -> PersonaeClient:
+        """See `connect`."""
+        return connect(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Connection` in place of its parameter `connection`."""
+    options = inspect.signature(Connection, eval_str=True).parameters.values()
+    own = inspect.signature(command, eval_str=True)
+    at = list(own.parameters).index("connection")
+    parameters = [p for p in own.parameters.values() if p.name != "connection"]
+    parameters[at:at] = options
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = {option.name: given.pop(option.name) for option in options}
+        command(connection=Connection(**chosen), **given)
+
+    # Keyword only, so that an argument may follow an option that has a default.
+    keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in keywords}
+    return run
 
 
 def connect(

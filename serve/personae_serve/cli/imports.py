@@ -13,15 +13,9 @@ import typer
 
 from personae_serve.cli.connection import (
     DEFAULT_TENANT,
-    Ca,
-    Cert,
-    CertKey,
-    Key,
-    Target,
+    Connection,
     Tenant,
-    Token,
-    UseTls,
-    connect,
+    connected,
     full_persona_name,
 )
 
@@ -51,19 +45,15 @@ def _group() -> None:
 
 
 @app.command()
+@connected
 def chat(
     file: Annotated[Path, typer.Argument(help="JSON Lines, or LoCoMo JSON.", exists=True, dir_okay=False)],
     persona: Annotated[str, typer.Option(help="Whose memories they become, by id or full name.")],
     user: Annotated[str, typer.Option(help="Who it was said with or by.")],
     conversation: Annotated[str | None, typer.Option(help="Only this conversation of the file.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until all of it can be recalled.")] = True,
-    target: Target = None,
-    api_key: Key = None,
-    token: Token = None,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: CertKey = None,
+    *,
+    connection: Connection,
     tenant: Tenant = DEFAULT_TENANT,
 ) -> None:
     """Import a chat history as a user's memories. Importing it again adds nothing twice."""
@@ -76,7 +66,7 @@ def chat(
 
     async def run() -> None:
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
+        async with connection.open() as client:
             with Progress(*columns) as bars:
                 stored = bars.add_task("storing", total=len(history.items))
                 try:

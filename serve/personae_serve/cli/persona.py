@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from personae_serve.cli.connection import DEFAULT_TENANT, Ca, Cert, CertKey, Key, Target, Tenant, Token, UseTls, connect
+from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected
 
 if TYPE_CHECKING:
     from personae.v1.persona_service_pb2 import PersonaDefinition, PersonaType
@@ -24,26 +24,22 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command()
+@connected
 def apply(
     file: Annotated[Path, typer.Argument(help="Persona file, YAML.", exists=True, dir_okay=False)],
     consent_evidence: Annotated[
         str,
         typer.Option(help="How the person whose likeness it is agreed; records their consent. A clone needs it once."),
     ] = "",
-    target: Target = None,
-    api_key: Key = None,
-    token: Token = None,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: CertKey = None,
+    *,
+    connection: Connection,
     tenant: Tenant = DEFAULT_TENANT,
 ) -> None:
     """Create a persona if it is missing, and publish a revision if the file differs from the active one."""
     persona = read_persona_file(file)
 
     async def run() -> Applied:
-        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
+        async with connection.open() as client:
             return await apply_persona(client, tenant, persona, consent_evidence=consent_evidence)
 
     applied = asyncio.run(run())
@@ -51,14 +47,10 @@ def apply(
 
 
 @app.command("list")
+@connected
 def list_(
-    target: Target = None,
-    api_key: Key = None,
-    token: Token = None,
-    tls: UseTls = False,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: CertKey = None,
+    *,
+    connection: Connection,
     tenant: Tenant = DEFAULT_TENANT,
 ) -> None:
     """List the personas of a tenant."""
@@ -71,7 +63,7 @@ def list_(
     table = Table("persona", "name", "type", "active revision", box=None, pad_edge=False)
 
     async def run() -> None:
-        async with connect(target, api_key, token=token, tls=tls, ca=ca, cert=cert, key=key) as client:
+        async with connection.open() as client:
             async for persona in client.personas.list(f"tenants/{tenant}"):
                 table.add_row(
                     persona.name.rsplit("/", 1)[-1],

@@ -51,8 +51,7 @@ async def serve(settings: Settings) -> None:
     typer.echo(f"Starting in {settings.data_dir} ...")
     port = await host.start()
     if host.development_key_is_new:
-        typer.echo(f"Development key, shown this once: {host.development_key}")
-        typer.echo(f"(kept for commands on this machine in {settings.data_dir / 'development-key'})")
+        _show_key(host.development_key, settings)
     typer.echo(f"Serving on {settings.gateway.host}:{port}. Ctrl-C stops.")
     await _until_told()
     await host.stop()
@@ -67,8 +66,7 @@ async def serve_cluster(settings: Settings, config: Path | None) -> None:
     cluster = LocalCluster(settings, config)
     port = await cluster.start()
     if cluster.keys.new:
-        typer.echo(f"Development key, shown this once: {cluster.keys.development}")
-        typer.echo(f"(kept for commands on this machine in {settings.data_dir / 'development-key'})")
+        _show_key(cluster.keys.development, settings)
     typer.echo(f"Serving on {settings.gateway.host}:{port}; `personae status` shows the deployments. Ctrl-C stops.")
     await _until_told()
     await cluster.stop()
@@ -86,6 +84,11 @@ def roll_out(settings: Settings, config: Path | None) -> None:
     typer.echo(f"Deploying {settings.cluster.application!r} to {settings.cluster.address} ...")
     deploy(settings, config, {})
     typer.echo(f"{settings.cluster.application}: {status(settings.cluster.application)['status']}")
+
+
+def _show_key(key: str, settings: Settings) -> None:
+    typer.echo(f"Development key, shown this once: {key}")
+    typer.echo(f"(kept for commands on this machine in {settings.data_dir / 'development-key'})")
 
 
 async def _until_told() -> None:
