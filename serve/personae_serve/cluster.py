@@ -15,7 +15,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Final
 
-from personae_serve.ray_environment import set_environment
+from personae_serve.ray_environment import attach, set_environment
 
 # Before anything of Ray's is imported: it reads its environment as it is.
 set_environment()
@@ -36,7 +36,6 @@ MEMORY: Final = "memory"
 GUARD: Final = "guard"
 """Names of the deployments; those of models are `model-<name>`."""
 
-
 _GUARD_CALLS: Final = 200.0
 """Scorer calls under way per guard replica that scaling aims at: some three batches."""
 
@@ -56,19 +55,9 @@ def application(args: dict[str, Any]) -> serve.Application:
         raise ConfigError(f"unknown arguments {sorted(unknown)}; the application takes config, overrides and version")
     config, overrides = args.get("config"), dict(args.get("overrides") or {})
     settings = load_settings(None if config is None else Path(config), **overrides)
-    cluster, telemetry = settings.cluster, settings.telemetry.model_dump(mode="json")
+    cluster = settings.cluster
     version = _version(config, overrides, str(args.get("version", "")))
-    models = {
-        model.model: model_deployment(
-            model,
-            profile=settings.profile,
-            models_dir=settings.models_dir,
-            coalesce_ms=cluster.token_coalesce_ms,
-            load_factor=cluster.affinity_load_factor,
-            telemetry=telemetry,
-        )
-        for model in settings.model_deployments
-    }
+    models = {model.model: model_deployment(model, settings) for model in settings.model_deployments}
     memory = None
     if settings.memory.enabled:
         memory = serve.deployment(
@@ -116,22 +105,17 @@ def start_ray(settings: Settings) -> str:
     Raises:
         ConfigError: nothing answers at the address.
     """
-    address = settings.cluster.address
-    try:
-        if address is not None:
-            ray.init(address=address, log_to_driver=False, namespace="serve")
-        else:
-            ray.init(
-                address="local",
-                # Replicas are processes that share this machine: what they set aside is a promise, not a limit.
-                num_cpus=max(os.cpu_count() or 1, _most_cpus(settings)),
-                include_dashboard=settings.cluster.dashboard,
-                _node_ip_address="127.0.0.1",
-                log_to_driver=False,
-                namespace="serve",
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from error
+    if settings.cluster.address is not None:
+        attach(settings.cluster.address, namespace="serve")
+    else:
+        attach(
+            "local",
+            # Replicas are processes that share this machine: what they set aside is a promise, not a limit.
+            num_cpus=max(os.cpu_count() or 1, _most_cpus(settings)),
+            include_dashboard=settings.cluster.dashboard,
+            _node_ip_address="127.0.0.1",
+            namespace="serve",
+        )
     serve.start(proxy_location="Disabled")
     reached: str = ray.get_runtime_context().gcs_address
     return reached

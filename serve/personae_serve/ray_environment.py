@@ -1,14 +1,19 @@
-"""What must be in the environment before Ray is imported, and where a cluster of this machine is found.
+"""What must be in the environment before Ray is imported, and how a cluster is found and reached.
 
-Imports nothing of Ray's.
+Importing this imports nothing of Ray's.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from personae_runtime.errors import ConfigError
+
+_CONNECT_S: Final = 5.0
 
 ENVIRONMENT: Final = {
     # User code shares its replica's loop: one loop to a process, as grpc.aio needs, and handles over gRPC.
@@ -52,3 +57,29 @@ def use_token(data_dir: Path) -> None:
     if file.exists():
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+
+
+def attach(address: str, **options: Any) -> None:
+    """Reach the Ray cluster at an address: `ray.init`, with `options` beside.
+
+    Raises:
+        ConfigError: none answers there.
+    """
+    _knock(address)
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from error
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens: Ray would try for minutes. Addresses that are no host and port pass."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cluster.address: nothing listens at {address!r}: {error}") from error

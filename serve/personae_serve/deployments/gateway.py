@@ -85,7 +85,7 @@ class GatewayReplica:
             gateway = settings.gateway.model_copy(
                 update={
                     "reuse_port": True,
-                    "peer_host": _node_address() if settings.cluster.address else "127.0.0.1",
+                    "peer_host": _node_address(),
                     "peer_port": 0,
                 }
             )
@@ -112,16 +112,6 @@ class GatewayReplica:
         assert self._gateway is not None
         load = self._gateway.load
         return {OPEN_STREAMS: float(load.open_streams), ADMISSION_P95_MS: load.admission_p95_ms()}
-
-    async def describe(self) -> dict[str, Any]:
-        """Figures of this replica, for status."""
-        assert self._gateway is not None
-        load = self._gateway.load
-        return {
-            "healthy": self._gateway.healthy,
-            "open_streams": load.open_streams,
-            "admission_p95_ms": load.admission_p95_ms(),
-        }
 
     async def check_health(self) -> None:
         """Answering is health enough: a gateway that is replaced because the ledger is away helps nobody."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from personae_runtime.engines.models import hf_folder
 from personae_runtime.engines.shape import AdapterShape, ModelShape, read_adapter_shape, read_model_shape
 from personae_runtime.errors import ConfigError, PersonaeError
 from personae_serve.deployments.fit import GIB, GPU_MEMORY_GIB, Finding, Hardware, Node, PostgresLimits
+from personae_serve.ray_environment import attach
 
 _CONNECT_S = 5.0
 
@@ -82,31 +82,17 @@ def find_hardware(declared: Declared, address: str | None) -> Hardware:
 
 
 def _of_ray(address: str, memory_of_gpu: float | None) -> Hardware:
-    _knock(address)
     import ray
 
     attached = ray.is_initialized()
     try:
         if not attached:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+            attach(address, configure_logging=False)
         found = ray.nodes()  # type: ignore[no-untyped-call]
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"cluster.address: no Ray cluster answers at {address!r}: {error}") from error
     finally:
         if not attached:
             ray.shutdown()
     return hardware_of_nodes(f"the Ray cluster at {address}", found, memory_of_gpu)
-
-
-def _knock(address: str) -> None:
-    """Fail at once where nobody listens: Ray would try for minutes. Addresses that are no host and port pass."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"cluster.address: nothing listens at {address!r}: {error}") from error
 
 
 def hardware_of_nodes(source: str, nodes: list[dict[str, object]], memory_of_gpu: float | None = None) -> Hardware:

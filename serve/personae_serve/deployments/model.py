@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import structlog
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from personae_runtime.config import ModelDeploymentSettings, TelemetrySettings
+from personae_runtime.config import ModelDeploymentSettings, Settings, TelemetrySettings
 from personae_runtime.engines.engine import Engine, EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
 from personae_runtime.engines.factory import build_engine
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, PersonaeError
@@ -37,6 +37,8 @@ _COALESCE_FROM: Final = 4
 _COALESCE_FULL: Final = 64
 _ATTEMPTS: Final = 3
 _FULL_S: Final = 1.0
+# For an engine to close, after its last request.
+_SHUTDOWN_S: Final = 30.0
 
 Frame = tuple[Any, ...]
 """What crosses the replica boundary: `(text, tokens)`, the last
@@ -149,21 +151,6 @@ class ModelReplica:
             kind = type(error).__name__
             yield (None, kind, error.message, error.reason, error.retry_after_s or 0.0)
 
-    async def describe(self) -> dict[str, Any]:
-        """The engine's capacity and counters, for status and benchmarks."""
-        capacity = self._engine.capacity()
-        prefix_cache = getattr(self._engine, "prefix_cache", None)
-        return {
-            "model": self._engine.model,
-            "running": capacity.running,
-            "waiting": capacity.waiting,
-            "kv_use": capacity.kv_use,
-            "max_context_tokens": capacity.max_context_tokens,
-            "prefix_cache": None
-            if prefix_cache is None
-            else {"queried_tokens": prefix_cache.queried_tokens, "hit_tokens": prefix_cache.hit_tokens},
-        }
-
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the scaling policy goes by; Serve asks."""
         capacity = self._engine.capacity()
@@ -256,7 +243,7 @@ class RemoteEngine:
                         _log.warning("model_replica_failed", model=self.model, error=type(error.cause).__name__)
                         raise EngineDead("the model replica failed") from error
                     raise
-                except (RayActorError, DeploymentUnavailableError, RayServeException, RayError) as error:
+                except (RayServeException, RayError) as error:
                     # A replica that died before its first token is as if it had never been asked.
                     if begun or attempt + 1 == _ATTEMPTS:
                         raise EngineDead(f"the model replica is gone: {type(error).__name__}") from error
@@ -318,33 +305,28 @@ def _delta(frame: Frame) -> EngineDelta:
     return EngineDelta(text, frame[1], EngineFinish(frame[2]), frame[3], frame[4])
 
 
-def model_deployment(
-    settings: ModelDeploymentSettings,
-    *,
-    profile: str,
-    models_dir: Path,
-    coalesce_ms: float,
-    load_factor: float,
-    telemetry: dict[str, Any],
-) -> serve.Application:
-    """A model's deployment, bound."""
+def model_deployment(model: ModelDeploymentSettings, settings: Settings) -> serve.Application:
+    """The deployment of one of the settings' models, bound."""
     return serve.deployment(
-        name=deployment_name(settings.model),
-        **placement(settings),
+        name=deployment_name(model.model),
+        **placement(model),
         # The engine refuses what it can't queue; the replica's own bound lies above, so that this is heard.
-        max_ongoing_requests=settings.parallel + settings.max_waiting + 8,
-        max_queued_requests=settings.parallel + settings.max_waiting,
-        request_router_config=request_router_config(load_factor, parallel=settings.parallel),
-        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        max_ongoing_requests=model.parallel + model.max_waiting + 8,
+        max_queued_requests=model.parallel + model.max_waiting,
+        request_router_config=request_router_config(settings.cluster.affinity_load_factor, parallel=model.parallel),
+        # What it generates gets to end.
+        graceful_shutdown_timeout_s=settings.sessions.turn_timeout_s + _SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
         health_check_timeout_s=30,
-        autoscaling_config=autoscaling_config(settings),
-    )(ModelReplica).bind(settings.model_dump(mode="json"), profile, str(models_dir), coalesce_ms, telemetry)
-
-
-SHUTDOWN_S: Final = 330.0
-"""Seconds that a replica's generations get to end: above a turn's longest."""
+        autoscaling_config=autoscaling_config(model),
+    )(ModelReplica).bind(
+        model.model_dump(mode="json"),
+        settings.profile,
+        str(settings.models_dir),
+        settings.cluster.token_coalesce_ms,
+        settings.telemetry.model_dump(mode="json"),
+    )
 
 
 def deployment_name(model: str) -> str:

@@ -120,7 +120,7 @@ def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinitio
 
 def revision(row: RevisionRow) -> persona_service_pb2.Revision:
     return persona_service_pb2.Revision(
-        name=f"{Name(row.tenant, row.persona).persona_name()}/revisions/{row.revision}",
+        name=Name(row.tenant, row.persona, revision=row.revision).revision_name(),
         state=_enum(persona_service_pb2.RevisionState, f"REVISION_STATE_{row.state}"),
         definition=definition(row.definition),
         create_time=timestamp(row.created_at),
@@ -142,7 +142,7 @@ def session(row: SessionRow) -> session_service_pb2.Session:
     return session_service_pb2.Session(
         name=name,
         user=row.name.user_name(),
-        revision=f"{row.name.persona_name()}/revisions/{row.revision}",
+        revision=row.name.revision_name(),
         state=_enum(session_service_pb2.SessionState, f"SESSION_STATE_{row.state}"),
         age_band=bands.get(row.age_band, policy_service_pb2.AGE_BAND_UNSPECIFIED),
         region_code=row.region_code,

@@ -212,11 +212,6 @@ class Gateway:
         self._serving = True
         return port
 
-    @property
-    def healthy(self) -> bool:
-        """The default engine answers and the ledger does, as of a moment ago."""
-        return self._healthy
-
     async def stop(self) -> None:
         """Drain and stop everything. Safe to call twice."""
         if self._stopping.is_set() or not self._serving:
@@ -249,6 +244,7 @@ class Gateway:
         await self.server.stop(min(grace_s, 1.0))
 
     async def _watch_health(self) -> None:
+        """Serving is: the default engine answers and the ledger does."""
         while not self._stopping.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_HEALTH_PERIOD_S):

@@ -45,12 +45,4 @@ def test_serve_accepts_the_placement_of_every_example(
     monkeypatch.setenv("PERSONAE_AUTH__API_KEYS", keys)
     settings = load_settings(config)
     for model in settings.model_deployments:
-        bound = model_deployment(
-            model,
-            profile="production",
-            models_dir=settings.models_dir,
-            coalesce_ms=20,
-            load_factor=1.25,
-            telemetry=settings.telemetry.model_dump(mode="json"),
-        )
-        assert bound is not None
+        assert model_deployment(model, settings) is not None
