@@ -563,6 +563,8 @@ class ReplicaSettings(_Section):
 class GatewayDeploymentSettings(ReplicaSettings):
     """The gateway deployment."""
 
+    # Nobody can call a gateway that is not there, so that none would ever start again.
+    min_replicas: int = Field(1, ge=1, description="Fewest replicas.", examples=[1])
     target_streams: int = Field(400, ge=1, description="Open streams per replica that scaling aims at.", examples=[400])
     target_admission_ms: float = Field(
         100.0, gt=0, description="Milliseconds to the first event (p95) above which replicas are added.", examples=[100]
@@ -581,6 +583,12 @@ class ModelDeploymentSettings(EngineSettings, ReplicaSettings):
     )
 
 
+class MemoryDeploymentSettings(_Section):
+    """The memory deployment: one replica, as one process can have the index open."""
+
+    num_cpus: float = Field(1.0, ge=0, description="Processors that Ray sets aside for the replica.", examples=[1])
+
+
 class ClusterSettings(_Section):
     """The Ray Serve application that `personae up --cluster` deploys."""
 
@@ -594,7 +602,7 @@ class ClusterSettings(_Section):
         examples=[[]],
     )
     gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
-    memory: ReplicaSettings = ReplicaSettings()
+    memory: MemoryDeploymentSettings = MemoryDeploymentSettings()
     guard: ReplicaSettings = ReplicaSettings()
     guard_scorers: tuple[Literal["ngram"], ...] = Field(
         (),
