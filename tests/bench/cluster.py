@@ -52,6 +52,7 @@ from personae_runtime.sessions.prompt import PastTurn, compose
 from personae_runtime.style.compile import compile_prefix
 from personae_runtime.telemetry import names
 from personae_serve.stores import open_stores
+from tests.bench.figures import interval
 from tests.load.otlp import MetricsReceiver, percentile_s
 from tests.load.peers import Peer, free_port
 from tests.load.peers.serve_proxy import APPLICATION
@@ -174,16 +175,6 @@ class Bench:
         if report["failures"]:
             raise RuntimeError(f"turns failed: {report['failures_by_reason']} {report['violations']}")
         return report
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Median of pairs, least and greatest."""
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-        "pairs": len(values),
-    }
 
 
 def ordered(pair: int, *sides: str) -> list[str]:

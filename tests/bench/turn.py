@@ -43,6 +43,7 @@ from personae_runtime.config import load_settings
 from personae_runtime.engines.engine import EngineDelta, EngineFinish, GenerateRequest
 from personae_runtime.telemetry.logs import setup_logging
 from personae_serve.embedded import EmbeddedHost
+from tests.bench.figures import interval
 from tests.bench.servers import definition
 
 CONCURRENCY = (1, 4, 16)
@@ -132,15 +133,6 @@ class Process:
         assert self._child.stdin is not None
         self._child.stdin.close()
         await self._child.wait()
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-        "pairs": len(values),
-    }
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -34,13 +34,6 @@ port = PORT
 drain_grace_s = 10
 [ledger]
 lease_s = 2
-[engine]
-kind = "synthetic"
-model = "synthetic"
-parallel = 32
-synthetic_ttft_ms = 15
-synthetic_itl_ms = 10
-synthetic_tokens = {tokens}
 [memory]
 dense = false
 [sessions]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader, Sum
+from opentelemetry.sdk.metrics.export import Histogram, Sum
 
-from personae_runtime.config import TelemetrySettings
 from personae_runtime.telemetry import names
-from personae_runtime.telemetry.setup import setup_telemetry
+from tests.instruments import every_metric
 
 _UNITS = {"s": "seconds", "By": "bytes", "ms": "milliseconds", "1": "ratio"}
 
@@ -24,28 +23,18 @@ def prometheus_names() -> set[str]:
     https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/: dots become underscores, the
     unit is appended unless it is an annotation in braces, and `_total` to monotonic sums.
     """
-    reader = InMemoryMetricReader()
-    telemetry = setup_telemetry(TelemetrySettings(), metric_readers=[reader])
-    for instrument in vars(telemetry).values():
-        for call in ("record", "add", "set"):
-            if hasattr(instrument, call) and hasattr(instrument, "name"):
-                getattr(instrument, call)(1)
-    data = reader.get_metrics_data()
-    assert data is not None
     found: set[str] = set()
-    for resource in data.resource_metrics:
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
-                name = re.sub(r"[^a-zA-Z0-9_:]", "_", metric.name)
-                unit = re.sub(r"\{.*\}", "", metric.unit or "")
-                if unit:
-                    name += f"_{_UNITS[unit]}"
-                if isinstance(metric.data, Histogram):
-                    found |= {f"{name}_{part}" for part in ("bucket", "sum", "count")}
-                elif isinstance(metric.data, Sum) and metric.data.is_monotonic:
-                    found.add(f"{name}_total")
-                else:
-                    found.add(name)
+    for metric in every_metric()[1]:
+        name = re.sub(r"[^a-zA-Z0-9_:]", "_", metric.name)
+        unit = re.sub(r"\{.*\}", "", metric.unit or "")
+        if unit:
+            name += f"_{_UNITS[unit]}"
+        if isinstance(metric.data, Histogram):
+            found |= {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+        elif isinstance(metric.data, Sum) and metric.data.is_monotonic:
+            found.add(f"{name}_total")
+        else:
+            found.add(name)
     return found
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import opentelemetry.semconv
 import pytest
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from personae_runtime.config import TelemetrySettings
 from personae_runtime.telemetry import names
-from personae_runtime.telemetry.setup import Telemetry, setup_telemetry
+from personae_runtime.telemetry.setup import Telemetry
+from tests.instruments import every_metric
 
 NAMES = {key: value for key, value in vars(names).items() if key.startswith(("SPAN_", "ATTR_", "METRIC_"))}
 
@@ -50,15 +49,8 @@ def test_a_turn_has_at_most_ten_spans() -> None:
 
 
 async def test_every_metric_has_an_instrument_and_every_instrument_a_name() -> None:
-    reader = InMemoryMetricReader()
-    telemetry = setup_telemetry(TelemetrySettings(), metric_readers=[reader])
-    for instrument in vars(telemetry).values():
-        for call in ("record", "add", "set"):
-            if hasattr(instrument, call) and hasattr(instrument, "name"):
-                getattr(instrument, call)(1)
-    data = reader.get_metrics_data()
-    assert data is not None
-    emitted = {metric.name for r in data.resource_metrics for s in r.scope_metrics for metric in s.metrics}
+    telemetry, metrics = every_metric()
+    emitted = {metric.name for metric in metrics}
     assert emitted == {value for key, value in NAMES.items() if key.startswith("METRIC_")}
     await telemetry.shutdown()
 
