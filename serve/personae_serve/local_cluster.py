@@ -7,7 +7,6 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from personae_runtime.config import ENV_PREFIX, Settings
 from personae_runtime.ledger.embedded import EmbeddedPostgres
@@ -21,13 +20,11 @@ class LocalCluster:
 
     Args:
         config: TOML file that the settings came from; the replicas read it too.
-        overrides: what the settings have beyond file and environment; nothing secret.
     """
 
-    def __init__(self, settings: Settings, config: Path | None, overrides: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Settings, config: Path | None) -> None:
         self._settings = settings
         self._config = config
-        self._overrides = dict(overrides or {})
         self._stack = AsyncExitStack()
         self.keys = AcceptedKeys(())
 
@@ -53,10 +50,7 @@ class LocalCluster:
                 # By the environment, which every replica inherits: a DSN may hold a password.
                 self._set("LEDGER__DSN", await postgres.start())
             port = settings.gateway.port or free_port(settings.gateway.host)
-            overrides = self._overrides | {
-                "data_dir": str(settings.data_dir),
-                "gateway": {**self._overrides.get("gateway", {}), "port": port},
-            }
+            overrides = {"data_dir": str(settings.data_dir), "gateway": {"port": port}}
             stack.push_async_callback(asyncio.to_thread, shut_down, settings.cluster.application)
             address = await asyncio.to_thread(start_ray, settings)
             file = address_file(settings.data_dir)

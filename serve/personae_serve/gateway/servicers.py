@@ -241,7 +241,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     """`personae.v1.SessionService`.
 
     Args:
-        peers: where calls go whose turn another gateway runs; None answers them with UNAVAILABLE.
+        peers: where calls go whose turn another gateway runs.
     """
 
     def __init__(
@@ -253,7 +253,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         vault: Vault,
         telemetry: Telemetry,
         load: StreamLoad,
-        peers: Peers | None = None,
+        peers: Peers,
     ) -> None:
         self._service = service
         self._load = load
@@ -442,7 +442,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         return await peers.unary(elsewhere.endpoint, _METHOD + method, request.SerializeToString(), context)
 
     def _may_forward(self, context: Context, elsewhere: OwnedElsewhere) -> Peers:
-        if self._peers is None or not elsewhere.endpoint or is_forwarded(context):
+        if not elsewhere.endpoint or is_forwarded(context):
             raise elsewhere
         return self._peers
 
