@@ -113,7 +113,6 @@ def start_ray(settings: Settings) -> str:
             # Replicas are processes that share this machine: what they set aside is a promise, not a limit.
             num_cpus=max(os.cpu_count() or 1, _most_cpus(settings)),
             include_dashboard=settings.cluster.dashboard,
-            _node_ip_address="127.0.0.1",
             namespace="serve",
         )
     serve.start(proxy_location="Disabled")

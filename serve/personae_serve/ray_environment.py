@@ -48,15 +48,17 @@ def make_token(data_dir: Path) -> None:
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text(secrets.token_hex(32))
-    use_token(data_dir)
+    use_local_cluster(data_dir)
 
 
-def use_token(data_dir: Path) -> None:
-    """Speak with the token of the cluster that runs here, if there is one. Before Ray is imported."""
+def use_local_cluster(data_dir: Path) -> None:
+    """Speak as the cluster that runs here, if there is one: by loopback, with its token. Before Ray is imported."""
     file = token_file(data_dir)
     if file.exists():
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
+        # Ray's own switch for machines that form no cluster with others; it takes no loopback address by argument.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def attach(address: str, **options: Any) -> None:

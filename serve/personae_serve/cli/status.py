@@ -26,10 +26,10 @@ def status(
     from rich.table import Table
 
     from personae_runtime.config import load_settings
-    from personae_serve.ray_environment import address_file, use_token
+    from personae_serve.ray_environment import address_file, use_local_cluster
 
     settings = load_settings(config)
-    use_token(settings.data_dir)
+    use_local_cluster(settings.data_dir)
     from personae_serve import cluster
 
     local = address_file(settings.data_dir)

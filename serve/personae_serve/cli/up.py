@@ -75,9 +75,9 @@ async def serve_cluster(settings: Settings, config: Path | None) -> None:
 
 def roll_out(settings: Settings, config: Path | None) -> None:
     """Deploy to the Ray cluster that the settings name, or roll what runs there over to this configuration."""
-    from personae_serve.ray_environment import use_token
+    from personae_serve.ray_environment import use_local_cluster
 
-    use_token(settings.data_dir)
+    use_local_cluster(settings.data_dir)
     from personae_serve.cluster import deploy, start_ray, status
 
     start_ray(settings)

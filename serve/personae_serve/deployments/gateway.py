@@ -6,12 +6,13 @@ port that the replicas of a node share, and never pass through Serve.
 
 from __future__ import annotations
 
+import sys
 import uuid
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import ray.util
+import ray
 import structlog
 from ray.serve.handle import DeploymentHandle
 
@@ -34,8 +35,10 @@ _log = structlog.get_logger(__name__)
 
 
 def _node_address() -> str:
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return address
+    """Where the cluster's other nodes reach this one: loopback, if there are none on a machine of its own."""
+    own = ray.get_runtime_context().get_node_id()
+    found: str = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    return found
 
 
 class GatewayReplica:
@@ -60,7 +63,8 @@ class GatewayReplica:
         guard: DeploymentHandle[Any] | None,
     ) -> None:
         settings = load_settings(None if config is None else Path(config), **overrides)
-        setup_logging(settings.telemetry)
+        # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
+        setup_logging(settings.telemetry, sys.__stderr__)
         self._stack = stack = AsyncExitStack()
         self._gateway: Gateway | None = None
         try:

@@ -8,6 +8,7 @@ memories, and what is remembered meanwhile waits in the ledger.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -49,7 +50,8 @@ class MemoryReplica:
         self, config: str | None, overrides: dict[str, Any], version: str
     ) -> None:
         settings = load_settings(None if config is None else Path(config), **overrides)
-        setup_logging(settings.telemetry)
+        # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
+        setup_logging(settings.telemetry, sys.__stderr__)
         self._stack = AsyncExitStack()
         self._stopping = asyncio.Event()
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -121,7 +122,8 @@ class ModelReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, model: dict[str, Any], profile: str, models_dir: str, coalesce_ms: float, telemetry: dict[str, Any]
     ) -> None:
-        setup_logging(TelemetrySettings.model_validate(telemetry))
+        # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
+        setup_logging(TelemetrySettings.model_validate(telemetry), sys.__stderr__)
         settings = ModelDeploymentSettings.model_validate(model)
         self._coalesce_s = coalesce_ms / 1000
         self._engine: Engine = build_engine(settings, profile=profile, models_dir=Path(models_dir))
