@@ -112,7 +112,7 @@ async def _hold(
             measures.lag(time.perf_counter() - due)
         if places is not None:
             await places.acquire()
-            due = time.perf_counter()
+            due = max(due, time.perf_counter())  # a sleep may end a little early, and a turn be due before the run
         outcome = running[talk] = Outcome(due)
         if hold and (failure := await driver.wake(talk)):
             measures.fail(failure)

@@ -75,6 +75,11 @@ class SessionRow:
     def name(self) -> Name:
         return Name(self.tenant, self.persona, self.user, self.revision, self.session)
 
+    @property
+    def thread(self) -> str:
+        """Thread of the memories that its turns leave."""
+        return _thread(self.session)
+
 
 @dataclass(frozen=True, slots=True)
 class TurnRow:
@@ -106,6 +111,7 @@ class Admission:
         standing, epoch: what was in force, and the control epoch it was read at.
         history_from: first turn that still stands in the prompt.
         admitted_at: the ledger's clock.
+        has_memories: there are live ones that the history does not hold anyway.
     """
 
     new: bool
@@ -117,6 +123,7 @@ class Admission:
     epoch: int
     history_from: int
     admitted_at: datetime
+    has_memories: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,12 +504,17 @@ class SessionLedger:
             found = standing(facts)
             epoch = 0 if facts is None else facts["epoch"]
             turn = await connection.fetchrow(
-                "SELECT turn_no, body_mac, state, owner, first_event_id FROM turns"
-                " WHERE session_pk = $1 AND turn_id = $2",
+                "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories m"
+                "  WHERE m.scope = $3 AND ($4 OR m.thread <> $5) AND m.forgotten_at IS NULL"
+                "  AND (m.expires_at IS NULL OR m.expires_at > now())) AS has_memories"
+                " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,
+                session.scope,
+                row["history_from"] > 1,
+                session.thread,
             )
-            if turn is not None:
+            if turn["turn_no"] is not None:
                 if turn["body_mac"] != mac:
                     raise AlreadyExists(
                         "turn_id names another turn of this session; choose a new one for new text",
@@ -518,6 +530,7 @@ class SessionLedger:
                     epoch=epoch,
                     history_from=row["history_from"],
                     admitted_at=row["at"],
+                    has_memories=turn["has_memories"],
                 )
             if row["state"] != "OPEN":
                 raise FailedPrecondition(
@@ -564,6 +577,7 @@ class SessionLedger:
             epoch=epoch,
             history_from=row["history_from"],
             admitted_at=row["at"],
+            has_memories=turn["has_memories"],
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:
@@ -784,12 +798,16 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
         text=text,
         speaker=user,
         occurred_at=at,
-        thread=f"session/{session}",
+        thread=_thread(session),
         ordinal=turn_no,
         source=MemorySource.TURN,
         created_at=at,
         external_id="",
     )
+
+
+def _thread(session: str) -> str:
+    return f"session/{session}"
 
 
 def _event_place(session_pk: int, event_id: int) -> str:

@@ -416,7 +416,7 @@ class TurnRunner:
         return decision
 
     async def _recall_for(self, turn: LiveTurn) -> tuple[RecalledMemory, ...]:
-        if self._recall is None or not turn.watch.standing.may_remember:
+        if self._recall is None or not turn.watch.standing.may_remember or not turn.admission.has_memories:
             return ()
         begun = time.monotonic()
         with self._telemetry.stage(names.SPAN_RECALL, turn.context) as span:
@@ -427,7 +427,7 @@ class TurnRunner:
                     limit=self._settings.memory.recall_limit,
                     dense_deadline_s=self._settings.memory.dense_deadline_ms / 1000,
                     # What the prompt's history holds need not be recalled.
-                    exclude_threads=(f"session/{turn.session.session}",) if turn.history_from == 1 else (),
+                    exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
                 )
             except LedgerUnavailable:
                 raise

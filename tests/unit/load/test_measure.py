@@ -122,6 +122,17 @@ async def test_turns_that_are_not_over_in_time_have_failed() -> None:
     assert report["failures_by_reason"] == {"TIMED_OUT": 3}
 
 
+async def test_a_turn_that_waits_for_a_place_counts_even_if_the_clock_that_wakes_it_is_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sleep = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(max(0.0, seconds - 0.05)))
+
+    report = await run(Stall(0.0), burst(Scenario(), 3), duration_s=1.0, at_once=3)
+
+    assert report["measured"] == 3
+
+
 ids = st.lists(st.integers(1, 10_000), unique=True, min_size=1).map(sorted)
 
 
