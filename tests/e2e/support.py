@@ -66,6 +66,7 @@ class ScriptedEngine:
     """
 
     model = "scripted"
+    adapters = ()
 
     def __init__(self, *, max_concurrent: int = 64, max_waiting: int = 64, chunk: int = 5) -> None:
         self._limits = (max_concurrent, max_waiting)

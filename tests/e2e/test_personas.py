@@ -219,6 +219,23 @@ async def test_a_definition_comes_back_as_it_was_published(api: Api) -> None:
     assert page.revisions[0] == made
 
 
+@pytest.mark.parametrize(
+    ("generation", "reason"),
+    [
+        (pb.GenerationConfig(model="nothing"), "MODEL_NOT_SERVED"),
+        (pb.GenerationConfig(adapter="nadia-2026"), "ADAPTER_NOT_SERVED"),
+    ],
+)
+async def test_a_revision_that_no_turn_could_run_is_refused(
+    api: Api, generation: pb.GenerationConfig, reason: str
+) -> None:
+    name = await api.persona(publish=False)
+    definition = pb.PersonaDefinition(card="You are Nadia.", generation=generation)
+    refused = await failure(api.personas.PublishRevision(pb.PublishRevisionRequest(parent=name, definition=definition)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, reason)
+    assert not (await api.personas.ListRevisions(pb.ListRevisionsRequest(parent=name))).revisions
+
+
 async def test_revisions_are_listed_in_pages(api: Api) -> None:
     name = await api.persona()
     for _ in range(2):

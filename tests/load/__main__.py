@@ -15,6 +15,7 @@ import uvloop
 
 from personae_client import PersonaeError as ClientError
 from personae_runtime.errors import PersonaeError
+from personae_serve.interpreter import hand_over_quickly
 from tests.load.drivers import Driver, GatewayDriver, GrpcDriver, OpenAIDriver
 from tests.load.plot import plot
 from tests.load.runner import run
@@ -117,6 +118,7 @@ def _value(text: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 when nothing failed, 1 when something did, 2 when it could not start."""
     args = parser().parse_args(arguments)
+    hand_over_quickly()
     report: dict[str, Any] | None = None
     try:
         report = uvloop.run(drive(args))

@@ -7,7 +7,7 @@ synthetic clock all fit behind it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -117,6 +117,11 @@ class Engine(Protocol):
     @property
     def model(self) -> str:
         """Name of the model, as personas name it."""
+        ...
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """Names of the LoRA adapters that a request may ask for."""
         ...
 
     async def start(self) -> None:

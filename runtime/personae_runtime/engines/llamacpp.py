@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -103,6 +103,11 @@ class LlamaCppEngine:
     def model(self) -> str:
         """Name of the model."""
         return self._model
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """None."""
+        return ()
 
     async def start(self) -> None:
         """Load the model and read one short prompt, which touches all buffers (about 3 s in all).

@@ -11,7 +11,7 @@ import random
 import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -117,6 +117,11 @@ class SyntheticEngine:
     def model(self) -> str:
         """Name the engine goes by."""
         return self._model
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """None; a request's is ignored."""
+        return ()
 
     async def start(self) -> None:
         """Write the replies.

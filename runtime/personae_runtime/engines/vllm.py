@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -89,6 +89,11 @@ class VllmEngine:
     def model(self) -> str:
         """Name of the model."""
         return self._settings.model
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """See Engine.adapters."""
+        return [adapter.name for adapter in self._settings.adapters]
 
     @property
     def prefix_cache(self) -> PrefixCacheStats:

@@ -92,6 +92,31 @@ def last_unit_end(text: str, start: int, limit: int) -> int:
     return start
 
 
+class UnitEnds:
+    """Tells when a unit of a reply that arrives in pieces is complete."""
+
+    __slots__ = ("_first", "_pieces", "_text")
+
+    def __init__(self) -> None:
+        self._first = True
+        self._text = ""  # from the current unit's start
+        self._pieces: list[str] = []
+
+    def feed(self, text: str) -> None:
+        """Take the next piece."""
+        self._pieces.append(text)
+
+    def passed(self) -> bool:
+        """Whether a unit was completed since the last call."""
+        self._text += "".join(self._pieces)
+        self._pieces.clear()
+        start = 0
+        while (end := unit_end(self._text, first=self._first, start=start)) is not None:
+            start, self._first = end, False
+        self._text = self._text[start:]
+        return start > 0
+
+
 def split_units(text: str) -> list[str]:
     """All units of a whole text; joined they are the text."""
     units: list[str] = []

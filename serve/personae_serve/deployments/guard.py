@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from personae_runtime.policy.scorers import Scorer, build_scorers
+from personae_serve.interpreter import hand_over_quickly
 
 _BATCH = 64
 _BATCH_WAIT_S = 0.002
@@ -18,6 +19,7 @@ class GuardReplica:
     """Scores texts, those of calls that come together in one go."""
 
     def __init__(self, scorers: tuple[str, ...], timeout_ms: float) -> None:
+        hand_over_quickly()
         self._scorers: dict[str, Scorer] = {scorer.name: scorer for scorer in build_scorers(scorers, timeout_ms)}
 
     @serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=_BATCH_WAIT_S)

@@ -27,6 +27,7 @@ from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.embedded import lock_data_dir
 from personae_serve.gateway.gateway import stop_tasks
+from personae_serve.interpreter import hand_over_quickly
 from personae_serve.stores import open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class MemoryReplica:
         settings = load_settings(None if config is None else Path(config), **overrides)
         # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
         setup_logging(settings.telemetry, sys.__stderr__)
+        hand_over_quickly()
         self._stack = AsyncExitStack()
         self._stopping = asyncio.Event()
         try:

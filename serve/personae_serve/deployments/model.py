@@ -11,7 +11,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -26,16 +26,20 @@ from personae_runtime.config import ModelDeploymentSettings, Settings, Telemetry
 from personae_runtime.engines.engine import Engine, EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
 from personae_runtime.engines.factory import build_engine
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, PersonaeError
+from personae_runtime.policy.units import UnitEnds
 from personae_runtime.telemetry.logs import setup_logging
 from personae_serve.deployments.autoscaling import KV_USE, ONGOING, WAITING, autoscaling_config
 from personae_serve.deployments.router import affinity_key, request_router_config, running_replicas
 from personae_serve.deployments.tokens import TokenCounter
+from personae_serve.interpreter import hand_over_quickly
 
 _log = structlog.get_logger(__name__)
 
 # Requests up to which a replica hands every delta on at once, and at which it gathers for the whole pause.
 _COALESCE_FROM: Final = 4
 _COALESCE_FULL: Final = 64
+# Text that completes no unit of the gate's goes on its way after so long: eight to ten tokens, as people read.
+_UNIT_WAIT_S: Final = 1.0
 _ATTEMPTS: Final = 3
 _FULL_S: Final = 1.0
 # For an engine to close, after its last request.
@@ -48,20 +52,27 @@ failure `(None, kind, message, reason, retry_after_s)`."""
 
 
 async def coalesce(
-    deltas: AsyncGenerator[EngineDelta, None], pause_s: Callable[[], float]
+    deltas: AsyncGenerator[EngineDelta, None], pause_s: Callable[[], float], *, unit_wait_s: float
 ) -> AsyncGenerator[EngineDelta, None]:
-    """The same text in fewer deltas: the first at once, then what came within a pause, or while nobody asked.
+    """The same text in fewer deltas: the first at once, then what completes a unit of the stream gate.
+
+    What is gathered here could not have been released any earlier: the gate judges whole
+    units, and where they end depends on the text alone. A match of the gate's that waits for
+    more text to be decided waits for at most `unit_wait_s` more.
 
     Args:
         deltas: of one reply; closed when this is.
-        pause_s: asked before each delta but the first for the seconds since the one before it.
+        pause_s: asked before each delta but the first for the least seconds since the one before it.
+        unit_wait_s: seconds after which text goes on its way without a unit's end; 0 waits for none.
     """
     text: list[str] = []
     tokens = 0
+    units = UnitEnds()
     last: EngineDelta | None = None
     failure: BaseException | None = None
     ended = False
     news = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     async def pump() -> None:
         nonlocal tokens, last, failure, ended
@@ -70,20 +81,26 @@ async def coalesce(
                 async for delta in deltas:
                     text.append(delta.text)
                     tokens += delta.tokens
+                    units.feed(delta.text)
                     if delta.finish is not None:
                         last = delta
-                    news.set()
+                        news.set()
+                    elif not news.is_set() and (not unit_wait_s or sent_at < 0 or units.passed()):
+                        news.set()
         except Exception as error:
             failure = error
         finally:
             ended = True
             news.set()
 
-    pumping = asyncio.create_task(pump(), name="model-deltas")
     sent_at = -math.inf
+    pumping = asyncio.create_task(pump(), name="model-deltas")
     try:
         while True:
+            overdue = loop.call_later(unit_wait_s, news.set) if unit_wait_s and sent_at >= 0 else None
             await news.wait()
+            if overdue is not None:
+                overdue.cancel()
             if not ended and (wait := sent_at + pause_s() - time.monotonic()) > 0:
                 # The end of the reply is not kept waiting.
                 await asyncio.wait({pumping}, timeout=wait)
@@ -124,6 +141,7 @@ class ModelReplica:
     ) -> None:
         # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
         setup_logging(TelemetrySettings.model_validate(telemetry), sys.__stderr__)
+        hand_over_quickly()
         settings = ModelDeploymentSettings.model_validate(model)
         self._coalesce_s = coalesce_ms / 1000
         self._engine: Engine = build_engine(settings, profile=profile, models_dir=Path(models_dir))
@@ -137,7 +155,10 @@ class ModelReplica:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Frame, None]:
         """Stream one reply. Closing the stream aborts the request in the engine."""
         try:
-            async with aclosing(coalesce(self._engine.generate(request), self._pause_s)) as deltas:
+            deltas_of = coalesce(
+                self._engine.generate(request), self._pause_s, unit_wait_s=_UNIT_WAIT_S if self._coalesce_s else 0.0
+            )
+            async with aclosing(deltas_of) as deltas:
                 async for delta in deltas:
                     if delta.finish is None:
                         yield (delta.text, delta.tokens)
@@ -198,6 +219,11 @@ class RemoteEngine:
     def model(self) -> str:
         """See Engine.model."""
         return self._settings.model
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """See Engine.adapters."""
+        return [adapter.name for adapter in self._settings.adapters]
 
     async def start(self) -> None:
         """The replicas start by themselves."""

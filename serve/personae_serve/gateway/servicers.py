@@ -208,7 +208,7 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
         name = _own("persona", request.parent, "parent")
         definition = convert.definition_from_proto(request.definition)
         # A revision that no turn could run is not published.
-        self._engines.get(definition.model)
+        self._engines.get(definition.model, definition.adapter)
         row = await self._personas.publish(
             name,
             definition,

@@ -47,7 +47,7 @@ class Source:
 
 async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 3600.0)
+    out = coalesce(source.stream(), lambda: 3600.0, unit_wait_s=0.0)
     source.deltas.put_nowait(EngineDelta("One", 1))
     assert await anext(out) == EngineDelta("One", 1)
     second = asyncio.ensure_future(anext(out))
@@ -61,9 +61,35 @@ async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
     assert source.closed
 
 
+async def test_what_completes_no_unit_gathers_until_one_is_complete_or_it_waited_long_enough() -> None:
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=3600.0)
+    source.deltas.put_nowait(EngineDelta("So", 1))
+    assert await anext(out) == EngineDelta("So", 1)
+    second = asyncio.ensure_future(anext(out))
+    await source.put(EngineDelta(",", 1))  # the next character tells whether the clause ends here
+    assert not second.done()
+    await source.put(EngineDelta(" I", 1))
+    assert await second == EngineDelta(", I", 2)
+    third = asyncio.ensure_future(anext(out))
+    await source.put(EngineDelta(" think, and", 3))  # from the second on units are sentences
+    assert not third.done()
+    await source.put(EngineDelta(" so on. It", 4), EngineDelta(" is", 1))
+    assert (await third).text.startswith(" think, and so on. It")
+    await out.aclose()
+
+    source = Source()
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.001)
+    source.deltas.put_nowait(EngineDelta("So", 1))
+    assert await anext(out) == EngineDelta("So", 1)
+    source.deltas.put_nowait(EngineDelta(" it", 1))
+    assert await anext(out) == EngineDelta(" it", 1)
+    await out.aclose()
+
+
 async def test_without_a_pause_what_came_while_nobody_asked_is_one_delta() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 0.0)
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
     source.deltas.put_nowait(EngineDelta("a", 1))
     assert await anext(out) == EngineDelta("a", 1)
     await source.put(EngineDelta("b", 1), EngineDelta("c", 1))
@@ -73,7 +99,7 @@ async def test_without_a_pause_what_came_while_nobody_asked_is_one_delta() -> No
 
 async def test_the_end_that_comes_while_the_caller_is_busy_is_not_lost() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 0.0)
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
     source.deltas.put_nowait(EngineDelta("a", 1))
     assert await anext(out) == EngineDelta("a", 1)
     # The engine ends while the caller still has the first delta.
@@ -83,7 +109,7 @@ async def test_the_end_that_comes_while_the_caller_is_busy_is_not_lost() -> None
 
 async def test_a_pause_that_is_over_ends_no_reply() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 0.001)
+    out = coalesce(source.stream(), lambda: 0.001, unit_wait_s=0.0)
     for piece in "abc":
         source.deltas.put_nowait(EngineDelta(piece, 1))
         assert await anext(out) == EngineDelta(piece, 1)
@@ -93,7 +119,7 @@ async def test_a_pause_that_is_over_ends_no_reply() -> None:
 
 async def test_closing_the_stream_closes_the_engines() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 0.0)
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
     source.deltas.put_nowait(EngineDelta("a", 1))
     await anext(out)
     await out.aclose()
@@ -102,7 +128,7 @@ async def test_closing_the_stream_closes_the_engines() -> None:
 
 async def test_a_failure_comes_after_the_text_before_it() -> None:
     source = Source()
-    out = coalesce(source.stream(), lambda: 0.0)
+    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
     source.deltas.put_nowait(EngineDelta("a", 1))
     source.deltas.put_nowait(EngineDead("gone"))
     assert await anext(out) == EngineDelta("a", 1)
@@ -113,10 +139,11 @@ async def test_a_failure_comes_after_the_text_before_it() -> None:
 @given(
     st.lists(st.tuples(st.text(max_size=6), st.integers(1, 4)), max_size=30),
     st.sampled_from((0.0, 0.0005)),
+    st.sampled_from((0.0, 0.0005, 3600.0)),
     st.integers(0, 5),
 )
 def test_text_and_tokens_are_the_same_however_they_are_gathered(
-    pieces: list[tuple[str, int]], pause_s: float, busy: int
+    pieces: list[tuple[str, int]], pause_s: float, unit_wait_s: float, busy: int
 ) -> None:
     async def run() -> list[EngineDelta]:
         async def stream() -> AsyncGenerator[EngineDelta, None]:
@@ -127,7 +154,7 @@ def test_text_and_tokens_are_the_same_however_they_are_gathered(
             yield LAST
 
         seen = []
-        async for delta in coalesce(stream(), lambda: pause_s):
+        async for delta in coalesce(stream(), lambda: pause_s, unit_wait_s=unit_wait_s):
             seen.append(delta)
             for _ in range(busy):
                 await asyncio.sleep(0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personae_runtime.policy.units import MAX_UNIT_CHARS, last_unit_end, split_units, unit_end
+from personae_runtime.policy.units import MAX_UNIT_CHARS, UnitEnds, last_unit_end, split_units, unit_end
 from tests.unit.policy.strategies import texts
 
 
@@ -64,3 +64,15 @@ def test_text_without_any_mark_is_cut_at_a_space() -> None:
     units = split_units("Hi, " + "word " * 100)
     assert all(u.strip().split()[-1] == "word" for u in units[1:] if u.strip())
     assert len(split_units("x" * 1000)) == 5
+
+
+@given(st.lists(st.text(alphabet="ab .,!\n。", max_size=30), max_size=20))
+def test_ends_are_seen_when_they_are_known_however_the_text_arrives(pieces: list[str]) -> None:
+    ends, seen, start, first = UnitEnds(), "", 0, True
+    for piece in pieces:
+        seen += piece
+        ends.feed(piece)
+        before = start
+        while (end := unit_end(seen, first=first, start=start)) is not None:
+            start, first = end, False
+        assert ends.passed() is (start > before)
