@@ -21,6 +21,8 @@ ENVIRONMENT: Final = {
     # Calls come in by gRPC only; nothing of Serve listens.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Replicas are what a node is for: at Ray's 15 whatever else runs there goes before every turn.
+    "RAY_worker_niceness": "0",
     "GRPC_ENABLE_FORK_SUPPORT": "0",
 }
 """Must be set on every node before Ray starts there."""

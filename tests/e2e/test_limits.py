@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack
+
 import grpc
 import pytest
 
-from personae.v1 import persona_service_pb2, session_service_pb2
+from personae.v1 import persona_service_pb2, persona_service_pb2_grpc, session_service_pb2
 from personae_runtime.engines.registry import Engines
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Hosted, Pause, ScriptedEngine, failure, kinds, new_turn_id, read_until, rest
@@ -190,3 +193,21 @@ async def test_a_fault_of_the_server_is_told_without_its_details(
     )
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in refused.message + str(refused.metadata)
+
+
+async def test_clients_that_all_come_at_once_are_all_served(hosted: Hosted) -> None:
+    persona = await hosted.api.persona()
+    request = persona_service_pb2.GetPersonaRequest(name=persona)
+    # More than gRPC would let wait to be accepted; on several connections, as each has a limit of its own.
+    async with AsyncExitStack() as stack:
+        stubs = [
+            persona_service_pb2_grpc.PersonaServiceStub(
+                await stack.enter_async_context(
+                    grpc.aio.insecure_channel(f"127.0.0.1:{hosted.port}", options=[("personae.test.channel", number)])
+                )
+            )
+            for number in range(4)
+        ]
+        metadata = (("authorization", f"Bearer {hosted.key}"),)
+        calls = [stub.GetPersona(request, metadata=metadata, timeout=60) for stub in stubs for _ in range(800)]
+        assert {found.name for found in await asyncio.gather(*calls)} == {persona}

@@ -50,6 +50,10 @@ def server_options(settings: GatewaySettings) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        # Of calls that come in faster than they are accepted, as when many clients connect anew, gRPC cancels some
+        # from 1,000 on. They wait, up to the limit that refuses with a reason.
+        ("grpc.server.max_pending_requests", settings.max_concurrent_rpcs),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_concurrent_rpcs),
         ("grpc.keepalive_time_ms", int(settings.keepalive_time_s * 1000)),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
