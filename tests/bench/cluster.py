@@ -301,7 +301,10 @@ def wide(bench: Bench, **more: Any) -> dict[str, Any]:
 
 
 async def open_conversations(bench: Bench) -> dict[str, Any]:
-    """Conversations held open with human pauses: matchers and rules, and then every gate."""
+    """Conversations held open with human pauses: matchers and rules, and then every gate.
+
+    With every gate memory has its dense arm, too; without, it recalls by words.
+    """
     cases = (
         ("open_5000", bench.args.open, ()),
         ("open_1000_all_gates", bench.args.open_all_gates, ("ngram",)),
@@ -320,6 +323,7 @@ async def open_conversations(bench: Bench) -> dict[str, Any]:
                 key,
                 engine=engine,
                 policy={"scorers": list(scorers)},
+                memory={"dense": bool(scorers)},
                 telemetry=telemetry,
                 sessions={"turns_per_minute": 100_000, "max_running_turns": 4000},
                 gateway={"port": free_port(), "max_concurrent_rpcs": 20_000},
@@ -721,8 +725,8 @@ async def prefix_hits(bench: Bench) -> dict[str, Any]:
                     }
                     for dialogue in dialogues
                 ]
-                # A few at a time: nobody's next prompt waits for everybody's last.
-                answer = await peer.ask({"requests": requests, "concurrency": 4})
+                # People don't all begin at once: what a persona's users share is there for all but the first.
+                answer = await peer.ask({"requests": requests, "concurrency": 4 if turn == 0 else 16})
                 for dialogue, found in zip(dialogues, answer["results"], strict=True):
                     dialogue.replied(found["text"])
                     totals["prompt"] += len(found["prompt"])
