@@ -56,7 +56,9 @@ class Peer:
         ready_s: float = 300.0,
     ) -> None:
         self._command = (sys.executable, "-m", module, *arguments)
-        self._env = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0", **(env or {})}
+        # All sides get the same share of the machine: ours runs its replicas at the niceness of other processes.
+        same = {"GRPC_ENABLE_FORK_SUPPORT": "0", "RAY_worker_niceness": "0"}
+        self._env = {**os.environ, **same, **(env or {})}
         self._log = log
         self._ready_s = ready_s
         self._child: asyncio.subprocess.Process
