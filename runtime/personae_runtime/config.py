@@ -624,7 +624,8 @@ class ClusterSettings(_Section):
     token_coalesce_ms: float = Field(
         20.0,
         ge=0,
-        description="Longest that a model replica gathers deltas before it hands them on; the first goes at once.",
+        description="Most milliseconds, reached with the load, between what a model replica hands on of one reply: the"
+        " first delta at once, then whole units of the stream gate; 0 hands on every delta.",
         examples=[20],
     )
 

@@ -183,6 +183,10 @@ def ordered(pair: int, *sides: str) -> list[str]:
     return [*sides[at:], *sides[:at]] if pair // len(sides) % 2 == 0 else [*sides[at:], *sides[:at]][::-1]
 
 
+WORDS_ONLY = {"dense": False}
+"""Memory by words alone: embedding what was said is other work than handing on tokens, and goes on after the turn."""
+
+
 def gates(scorers: Sequence[str] = ()) -> list[str]:
     """Which gates run on the persona's words."""
     return ["matchers", "rules", *scorers]
@@ -220,7 +224,7 @@ async def vs_proxy(bench: Bench) -> dict[str, Any]:
     proxy_engine = ("--tokens", str(bench.args.tokens), "--tokens-per-delta", "1")
     async with bench.peer("tests.load.peers.serve_proxy", *proxy_engine) as proxy:
         for variant, changed in sections.items():
-            common = {"engine": flood(bench), "policy": {"scorers": []}, "gateway": wide(bench)}
+            common = {"engine": flood(bench), "policy": {"scorers": []}, "gateway": wide(bench), "memory": WORDS_ONLY}
             if variant == "uncoalesced" and bench.args.host == "cluster":
                 gateway = {"min_replicas": bench.args.gateways, "max_replicas": bench.args.gateways, "num_cpus": 0.1}
                 changed = changed | {"cluster": {"gateway": gateway, "token_coalesce_ms": 0}}
@@ -254,17 +258,22 @@ async def vs_proxy(bench: Bench) -> dict[str, Any]:
 async def vs_serve_llm(bench: Bench) -> dict[str, Any]:
     """The same against `ray.serve.llm`'s OpenAI application, with its own batching and without."""
     streams = ("--conversations", str(bench.args.streams))
-    tokens = bench.args.tokens
     engine = ("--tokens", str(bench.args.tokens), "--tokens-per-delta", "1")
     detail: dict[str, Any] = {"gates": gates()}
-    async with bench.host("serve-llm", engine=flood(bench), policy={"scorers": []}, gateway=wide(bench)) as host:
-        for variant, batching in (("default_batching", ()), ("no_batching", ("--batching-ms", "0"))):
+    quick = min(bench.args.tokens, bench.args.proxy_tokens)
+    settings = {"engine": flood(bench), "policy": {"scorers": []}, "gateway": wide(bench), "memory": WORDS_ONLY}
+    async with bench.host("serve-llm", **settings) as host:
+        for variant, batching, tokens in (
+            ("default_batching", (), bench.args.tokens),
+            # As slow as the proxy, and as steady.
+            ("no_batching", ("--batching-ms", "0"), quick),
+        ):
             async with bench.peer("tests.load.peers.serve_llm", *engine, *batching) as llm:
                 seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
                 for pair in range(-1, bench.args.pairs):
                     for side in ordered(max(0, pair), "ours", "serve_llm"):
                         if side == "ours":
-                            report = await bench.rate(host.target, *streams, reply_tokens=tokens)
+                            report = await bench.rate(host.target, *streams, reply_tokens=bench.args.tokens)
                         else:
                             options = ("--driver", "openai", "--model", llm.facts["model"])
                             report = await bench.rate(f"127.0.0.1:{llm.port}", *options, *streams, reply_tokens=tokens)
@@ -833,7 +842,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32, help="vs_*: streams at once")
     parser.add_argument("--tokens", type=int, default=4000, help="vs_*: tokens of a stream")
-    parser.add_argument("--proxy-tokens", type=int, default=250, help="vs_proxy: of those, read through the proxy")
+    parser.add_argument("--proxy-tokens", type=int, default=250, help="vs_*: of those, read from a slow peer")
     parser.add_argument("--open", type=int, default=5000, help="open: conversations, matchers and rules")
     parser.add_argument("--open-all-gates", type=int, default=1000, help="open: conversations, all gates")
     parser.add_argument("--open-s", type=float, default=150.0, help="open: seconds, a fifth of them to warm up")
