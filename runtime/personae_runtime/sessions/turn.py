@@ -80,10 +80,10 @@ _CACHED_HISTORIES = 2_000
 _FRESH_TIMEOUT_S = 5.0
 _FINISH_RETRY_S = 30.0
 _ELSEWHERE_PERIOD_S = 0.5
-# Streams up to which text is never held back, and at which it is held longest:
+# Turns up to which text is never held back, and at which it is held longest:
 # one process keeps 250 streams of 20 deltas/s on time, and 500 at 100 ms.
-_COALESCE_FROM_STREAMS = 32
-_COALESCE_FULL_STREAMS = 500
+_COALESCE_FROM_TURNS = 32
+_COALESCE_FULL_TURNS = 500
 _PROMPT_MARGIN_TOKENS = 64
 
 
@@ -184,6 +184,7 @@ class TurnRunner:
         self._histories: OrderedDict[int, list[PastTurn]] = OrderedDict()
         self._recent: OrderedDict[str, deque[float]] = OrderedDict()
         self._admitting = 0
+        self._running = 0
         self._admissions: set[asyncio.Future[LiveTurn | None]] = set()
         self._draining = False
         # The event loop's time until which turns go on here whose watchers are sent elsewhere.
@@ -293,6 +294,7 @@ class TurnRunner:
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
         hub.turn = turn
+        self._running += 1
         if not hub.views:
             hub.unwatched_since = time.monotonic()
         hub.publish(turn.events[0])
@@ -305,7 +307,7 @@ class TurnRunner:
         if self._draining:
             return Draining()
         # The one being admitted counts itself among those being admitted.
-        if len(self.hubs.running()) + self._admitting > limits.max_running_turns:
+        if self._running + self._admitting > limits.max_running_turns:
             return ResourceExhausted("too many turns run here", reason="TOO_MANY_TURNS", retry_after_s=1.0)
         capacity = engine.capacity()
         if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
@@ -644,6 +646,7 @@ class TurnRunner:
         self._control.remove(turn.watch)
         if turn.hub.turn is turn:
             turn.hub.turn = None
+            self._running -= 1
         if error is None:
             cached = self._histories.get(turn.session.session_pk)
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
@@ -737,9 +740,8 @@ class TurnRunner:
         turn.hub.publish(event)
 
     def _pause_s(self) -> float:
-        """Seconds that text may wait for company: none at low load, more with each stream."""
-        streams = len(self.hubs)
-        share = (streams - _COALESCE_FROM_STREAMS) / (_COALESCE_FULL_STREAMS - _COALESCE_FROM_STREAMS)
+        """Seconds that text may wait for company: none at low load, more with each turn that runs."""
+        share = (self._running - _COALESCE_FROM_TURNS) / (_COALESCE_FULL_TURNS - _COALESCE_FROM_TURNS)
         return min(1.0, max(0.0, share)) * self._settings.sessions.coalesce_max_ms / 1000
 
     def _latency(self, turn: LiveTurn) -> Latency:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, LeaseLost
-from personae_runtime.ledger.sessions import SessionChange, SessionRow
+from personae_runtime.ledger.personas import Mutation
+from personae_runtime.ledger.sessions import SessionChange, SessionRow, turn_memory
+from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.policy.decision import Action, Decision, Stage
 from personae_runtime.sessions.events import Event, Latency, TextDelta, TurnCompleted, TurnInterrupted
 from tests.unit.ledger.conftest import NewOwner, Owner
@@ -20,7 +24,9 @@ def text(event_id: int, words: str) -> Event:
     return Event(event_id, "t1", datetime.now(UTC), TextDelta(words))
 
 
-async def finish(owner: Owner, session: SessionRow, first: int, reply: str, turn_no: int = 1) -> None:
+async def finish(
+    owner: Owner, session: SessionRow, first: int, reply: str, turn_no: int = 1, history_from: int = 1
+) -> None:
     """End a turn as completed, with two events."""
     now = datetime.now(UTC)
     await owner.sessions.finish(
@@ -33,7 +39,7 @@ async def finish(owner: Owner, session: SessionRow, first: int, reply: str, turn
         in_history=True,
         events=[Event(first, "t1", now, Latency(0.0, 0.0, 0.0)), Event(first + 1, "t1", now, TurnCompleted("STOP"))],
         memory=None,
-        history_from=1,
+        history_from=history_from,
     )
 
 
@@ -320,3 +326,33 @@ async def test_sessions_that_went_on_elsewhere_are_found_in_one_look(new_owner: 
     assert found[ended.session_pk] == SessionChange(next_event_id=4, closed=False, running=None)
     assert found[closed.session_pk] == SessionChange(next_event_id=1, closed=True, running=None)
     assert (await here.sessions.get(ended.name)).next_event_id == 4
+
+
+async def test_an_admission_tells_whether_there_is_anything_to_recall_beside_the_history(new_owner: NewOwner) -> None:
+    owner = await new_owner()
+    session = await owner.session()
+    turn_no = 0
+
+    async def admitted(history_from: int = 1) -> bool:
+        """Of one more turn, after which the history begins at `history_from`."""
+        nonlocal turn_no
+        turn_no += 1
+        admission = await owner.admit(session, f"t{turn_no}")
+        await finish(owner, session, admission.first_event_id + 1, "Yes.", turn_no=turn_no, history_from=history_from)
+        return admission.has_memories
+
+    async def remember(**fields: Any) -> MemoryRecord:
+        record = turn_memory(session.scope, session.session, 1, "ann", "I ride a bicycle.", datetime.now(UTC))
+        return await owner.memories.create(replace(record, **fields), session.tenant, Mutation("Test", "", b"x"))
+
+    assert not await admitted()
+    await remember()  # in the history, too
+    assert not await admitted()
+    elsewhere = await remember(thread="session/another")
+    assert await admitted()
+    await owner.memories.forget(session.scope, elsewhere.memory_id)
+    assert not await admitted()
+    await remember(thread="", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    assert not await admitted(history_from=2)
+    assert await admitted(), "the history no longer holds this session's first turn"
+    assert not (await owner.admit(await owner.session())).has_memories, "other people's are none"
