@@ -105,10 +105,15 @@ class Bench:
         """Tell of progress."""
         print(f"{datetime.now():%H:%M:%S} {line}", file=sys.stderr, flush=True)
 
+    def folder(self, name: str) -> Path:
+        """One that is not there yet: several parts may have a host of the same name."""
+        self._serial += 1
+        return self.root / f"{self._serial}-{name}"
+
     @asynccontextmanager
     async def host(self, name: str, **sections: dict[str, Any]) -> AsyncIterator[Host]:
         """This project with default settings, but for `sections`, a synthetic engine and a free port."""
-        folder = self.root / name
+        folder = self.folder(name)
         folder.mkdir()
         key = {"id": "bench", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), "tenant": "demo"}
         gateways = {"min_replicas": self.args.gateways, "max_replicas": self.args.gateways, "num_cpus": 0.1}
@@ -456,7 +461,7 @@ async def vllm_sides(bench: Bench, *, llm: bool) -> AsyncIterator[tuple[Host, Pe
     """This project, bare vLLM and Serve LLM over the same folder, all up."""
     folder = str(hf_folder(MODEL, load_settings().models_dir))
     async with AsyncExitStack() as stack:
-        postgres = EmbeddedPostgres(bench.root / "vllm-postgres")
+        postgres = EmbeddedPostgres(bench.folder("vllm-postgres"))
         stack.push_async_callback(postgres.stop)
         dsn = await postgres.start()
         ledger = {"dsn": dsn, "master_key": base64.b64encode(os.urandom(32)).decode()}
