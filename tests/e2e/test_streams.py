@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import grpc
 import pytest
@@ -11,6 +13,7 @@ from personae.v1 import event_pb2
 from personae.v1 import session_service_pb2 as pb
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import (
+    WAIT_S,
     Api,
     Hosted,
     Pause,
@@ -204,3 +207,23 @@ async def test_stopping_tells_streams_to_go_away_and_ends_what_runs(start_host: 
     assert kinds(events)[0] == "go_away"
     assert events[-1].turn_interrupted.reason == event_pb2.TurnInterrupted.REASON_OWNER_LOST
     await stopping
+
+
+async def test_a_turn_that_ended_is_gone_without_the_collector(hosted: Hosted) -> None:
+    api, pause = hosted.api, Pause()
+    session = await api.session(await api.persona())
+    hosted.engine.will_say("The first unit. And ", pause, "more.")
+    gone = asyncio.Event()
+    gc.disable()
+    try:
+        call = api.converse(session, "Hello there.")
+        await pause.wait()
+        (turn,) = hosted.host.gateway.runner.hubs.running()
+        weakref.finalize(turn.recorder, gone.set)
+        del turn
+        pause.go.set()
+        assert kinds(await rest(call))[-1] == "turn_completed"
+        async with asyncio.timeout(WAIT_S):
+            await gone.wait()
+    finally:
+        gc.enable()
