@@ -26,7 +26,6 @@ from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
-from personae_serve.interpreter import hand_over_quickly
 from personae_serve.stores import Stores, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
@@ -105,7 +104,6 @@ class EmbeddedHost:
         Raises:
             PersonaeError: something can't start; everything that had is stopped again.
         """
-        hand_over_quickly()
         try:
             return await self._start()
         except BaseException:

@@ -14,7 +14,8 @@ from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryRecord, MemorySource
 
-_LIVE = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+LIVE = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+"""SQL: a row of `memories` that may be recalled."""
 _COLUMNS = "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at"
 
 
@@ -95,7 +96,7 @@ class MemoryLedger:
         """Live memories of a scope, newest first, after the place `before` in that order."""
         at, memory_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
         rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND (created_at, memory_id) < ($2, $3) AND {_LIVE}"
+            f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND (created_at, memory_id) < ($2, $3) AND {LIVE}"
             " ORDER BY created_at DESC, memory_id DESC LIMIT $4",
             scope,
             at,
@@ -124,7 +125,7 @@ class MemoryLedger:
 
     async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
         rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {_LIVE}", list(memory_ids)
+            f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(memory_ids)
         )
         records = [await self._record(row) for row in rows]
         return {record.memory_id: record for record in records if record is not None}

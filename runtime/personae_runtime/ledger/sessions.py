@@ -20,7 +20,7 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
-from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow, append_events
@@ -504,9 +504,8 @@ class SessionLedger:
             found = standing(facts)
             epoch = 0 if facts is None else facts["epoch"]
             turn = await connection.fetchrow(
-                "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories m"
-                "  WHERE m.scope = $3 AND ($4 OR m.thread <> $5) AND m.forgotten_at IS NULL"
-                "  AND (m.expires_at IS NULL OR m.expires_at > now())) AS has_memories"
+                "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories"
+                f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories"
                 " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,

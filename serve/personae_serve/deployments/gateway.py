@@ -29,7 +29,6 @@ from personae_serve.deployments.model import RemoteEngine
 from personae_serve.deployments.tokens import token_counter
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway
-from personae_serve.interpreter import hand_over_quickly
 from personae_serve.stores import open_stores
 
 _log = structlog.get_logger(__name__)
@@ -66,7 +65,6 @@ class GatewayReplica:
         settings = load_settings(None if config is None else Path(config), **overrides)
         # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
         setup_logging(settings.telemetry, sys.__stderr__)
-        hand_over_quickly()
         self._stack = stack = AsyncExitStack()
         self._gateway: Gateway | None = None
         try:

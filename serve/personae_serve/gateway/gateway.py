@@ -40,23 +40,11 @@ from personae_serve.gateway.servicers import (
 )
 from personae_serve.gateway.tls import peer_credentials, server_credentials
 from personae_serve.gateway.tokens import open_tokens
+from personae_serve.interpreter import hand_over_quickly, spare_collector
 from personae_serve.stores import Stores, through_outage
 
 _log = structlog.get_logger(__name__)
-# Allocations that survive before the youngest are searched (a millisecond's work), and searches before older ones are.
-_COLLECT_EVERY = (10_000, 20, 10)
 _HEALTH_PERIOD_S = 1.0
-
-
-def spare_collector() -> None:
-    """Keep the garbage collector of a process that serves to what is new.
-
-    What a started host holds (modules, compiled policy, models) stays for
-    good; searching it again and again was half the cost of a stream.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_COLLECT_EVERY)
 
 
 class Gateway:
@@ -108,6 +96,7 @@ class Gateway:
         Raises:
             PersonaeError: it can't; everything that had started is stopped again.
         """
+        hand_over_quickly()
         try:
             return await self._start()
         except BaseException:

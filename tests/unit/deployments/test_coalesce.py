@@ -45,11 +45,19 @@ class Source:
         await asyncio.sleep(0)
 
 
-async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
+async def begun(
+    text: str = "a", *, pause_s: float = 0.0, unit_wait_s: float = 0.0
+) -> tuple[Source, AsyncGenerator[EngineDelta, None]]:
+    """A source and what is made of it, whose first delta went at once."""
     source = Source()
-    out = coalesce(source.stream(), lambda: 3600.0, unit_wait_s=0.0)
-    source.deltas.put_nowait(EngineDelta("One", 1))
-    assert await anext(out) == EngineDelta("One", 1)
+    out = coalesce(source.stream(), lambda: pause_s, unit_wait_s=unit_wait_s)
+    source.deltas.put_nowait(EngineDelta(text, 1))
+    assert await anext(out) == EngineDelta(text, 1)
+    return source, out
+
+
+async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
+    source, out = await begun("One", pause_s=3600.0)
     second = asyncio.ensure_future(anext(out))
     await source.put(EngineDelta(" two", 1), EngineDelta(" three", 2))
     assert not second.done()
@@ -62,10 +70,7 @@ async def test_the_first_delta_goes_at_once_and_the_rest_gathers() -> None:
 
 
 async def test_what_completes_no_unit_gathers_until_one_is_complete_or_it_waited_long_enough() -> None:
-    source = Source()
-    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=3600.0)
-    source.deltas.put_nowait(EngineDelta("So", 1))
-    assert await anext(out) == EngineDelta("So", 1)
+    source, out = await begun("So", unit_wait_s=3600.0)
     second = asyncio.ensure_future(anext(out))
     await source.put(EngineDelta(",", 1))  # the next character tells whether the clause ends here
     assert not second.done()
@@ -78,30 +83,21 @@ async def test_what_completes_no_unit_gathers_until_one_is_complete_or_it_waited
     assert (await third).text.startswith(" think, and so on. It")
     await out.aclose()
 
-    source = Source()
-    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.001)
-    source.deltas.put_nowait(EngineDelta("So", 1))
-    assert await anext(out) == EngineDelta("So", 1)
+    source, out = await begun("So", unit_wait_s=0.001)
     source.deltas.put_nowait(EngineDelta(" it", 1))
     assert await anext(out) == EngineDelta(" it", 1)
     await out.aclose()
 
 
 async def test_without_a_pause_what_came_while_nobody_asked_is_one_delta() -> None:
-    source = Source()
-    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
-    source.deltas.put_nowait(EngineDelta("a", 1))
-    assert await anext(out) == EngineDelta("a", 1)
+    source, out = await begun()
     await source.put(EngineDelta("b", 1), EngineDelta("c", 1))
     assert await anext(out) == EngineDelta("bc", 2)
     await out.aclose()
 
 
 async def test_the_end_that_comes_while_the_caller_is_busy_is_not_lost() -> None:
-    source = Source()
-    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
-    source.deltas.put_nowait(EngineDelta("a", 1))
-    assert await anext(out) == EngineDelta("a", 1)
+    source, out = await begun()
     # The engine ends while the caller still has the first delta.
     await source.put(EngineDelta("b", 1), LAST)
     assert await anext(out) == EngineDelta("b", 1, EngineFinish.STOP, 7, 3)
@@ -118,10 +114,7 @@ async def test_a_pause_that_is_over_ends_no_reply() -> None:
 
 
 async def test_closing_the_stream_closes_the_engines() -> None:
-    source = Source()
-    out = coalesce(source.stream(), lambda: 0.0, unit_wait_s=0.0)
-    source.deltas.put_nowait(EngineDelta("a", 1))
-    await anext(out)
+    source, out = await begun()
     await out.aclose()
     assert source.closed
 
