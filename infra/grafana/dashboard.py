@@ -73,6 +73,7 @@ ROWS: list[tuple[str, list[Panel]]] = [
                     ("dropped", "sum(rate(personae_stream_views_dropped_total[5m]))"),
                 ],
             ),
+            ("Wait to be accepted", "s", quantiles("personae_gateway_accept_wait_seconds", by="instance")[2:]),
             ("Event-loop lag by process", "s", quantiles("personae_event_loop_lag_seconds", by="instance")[2:]),
             ("Own work before the prompt", "s", quantiles("personae_turn_own_work_seconds")),
         ],

@@ -135,6 +135,13 @@ class GatewaySettings(_Section):
         description="RPCs in flight per process; beyond it calls fail with RESOURCE_EXHAUSTED.",
         examples=[4000],
     )
+    max_accept_wait_s: float = Field(
+        0.5,
+        gt=0,
+        description="Seconds that calls may wait to be accepted; while they have waited longer for a second, new turns"
+        " are refused.",
+        examples=[0.5],
+    )
     keepalive_time_s: float = Field(30.0, gt=0, description="Seconds between keepalive pings.", examples=[30])
     max_connection_age_s: float = Field(
         3600.0, gt=0, description="Seconds after which a connection is asked to go away.", examples=[3600]

@@ -162,6 +162,19 @@ class Draining(Unavailable):
         super().__init__("this process is shutting down; try again", retry_after_s=1.0)
 
 
+class GatewayOverloaded(ResourceExhausted):
+    """This process is late with what it has; nothing was changed.
+
+    Args:
+        wait_s: seconds that calls wait for it.
+    """
+
+    reason = "GATEWAY_OVERLOADED"
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("the gateway is overloaded; try again later", retry_after_s=max(1.0, wait_s))
+
+
 class EngineOverloaded(ResourceExhausted):
     """The engine refuses new work; nothing was queued."""
 

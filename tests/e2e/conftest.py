@@ -38,7 +38,8 @@ async def start_hosted(
 ) -> Hosted:
     """Start a host that `stack` stops."""
     settings = {
-        "gateway": {"port": 0},
+        # A busy machine is not what most tests are about.
+        "gateway": {"port": 0, "max_accept_wait_s": 60},
         "memory": {"dense": False},
         "auth": {"api_keys": KEYS},
         "telemetry": {"log_level": "WARNING"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -409,6 +409,13 @@ def kinds(events: Iterable[event_pb2.SessionEvent]) -> list[str]:
 def text_of(events: Iterable[event_pb2.SessionEvent]) -> str:
     """The words of a turn."""
     return "".join(event.text_delta.text for event in events if event.HasField("text_delta"))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Return when it has."""
+    async with asyncio.timeout(WAIT_S):
+        while not happened():  # noqa: ASYNC110  (a host's own state: nothing tells when it changes)
+            await asyncio.sleep(0.01)
 
 
 async def read_until(call: Any, kind: str) -> list[event_pb2.SessionEvent]:

@@ -25,7 +25,6 @@ from tests.conftest import ROOT
 from tests.credentials import make_certificate
 from tests.e2e.conftest import KEY, KEYS, start_hosted
 from tests.e2e.support import (
-    WAIT_S,
     Api,
     Hosted,
     Pause,
@@ -36,6 +35,7 @@ from tests.e2e.support import (
     read_until,
     rest,
     text_of,
+    until,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -86,13 +86,6 @@ async def gateways(tmp_path: Path, new_dsn: Callable[[], Awaitable[str]]) -> Asy
 @pytest_asyncio.fixture(loop_scope="session")
 async def two(gateways: Gateways) -> tuple[Hosted, Hosted]:
     return await gateways.add(), await gateways.add()
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    """Return when it has."""
-    async with asyncio.timeout(WAIT_S):
-        while not happened():  # noqa: ASYNC110  (of several hosts' own state: nothing tells when it changes)
-            await asyncio.sleep(0.01)
 
 
 def views(hosted: Hosted) -> int:

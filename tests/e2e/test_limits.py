@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 import grpc
@@ -11,7 +12,7 @@ import pytest
 from personae.v1 import persona_service_pb2, persona_service_pb2_grpc, session_service_pb2
 from personae_runtime.engines.registry import Engines
 from tests.e2e.conftest import StartHost
-from tests.e2e.support import Hosted, Pause, ScriptedEngine, failure, kinds, new_turn_id, read_until, rest
+from tests.e2e.support import Hosted, Pause, ScriptedEngine, failure, kinds, new_turn_id, read_until, rest, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -113,6 +114,40 @@ async def test_running_turns_are_limited_by_process(start_host: StartHost) -> No
         pause.go.set()
     for call in running:
         assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def test_a_gateway_that_calls_wait_for_refuses_new_turns_and_keeps_those_it_has(start_host: StartHost) -> None:
+    hosted = await start_host(gateway={"max_accept_wait_s": 0.02})
+    api, pause, load = hosted.api, Pause(), hosted.host.gateway.load
+    persona = await api.persona()
+    session, other = await api.session(persona), await api.session(persona)
+    hosted.engine.will_say(pause, "It goes on.")
+    running = api.converse(session, "Hello there.", turn_id := new_turn_id())
+    await read_until(running, "turn_started")
+    await pause.wait()
+
+    async def hog() -> None:
+        while True:
+            time.sleep(0.05)  # noqa: ASYNC251  # that it blocks is the point
+            await asyncio.sleep(0)
+
+    hogging = asyncio.create_task(hog())
+    try:
+        await until(load.overloaded)
+        refused = await failure(api.converse(other, "Hello there."))
+        attached = api.attach(session, turn_id=turn_id)
+        await read_until(attached, "turn_started")
+    finally:
+        hogging.cancel()
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "GATEWAY_OVERLOADED")
+    assert refused.retry is not None
+    assert refused.retry.retry_delay.ToTimedelta().total_seconds() >= 1
+    assert await api.turns(other) == []
+    pause.go.set()
+    for call in (running, attached):
+        assert kinds(await rest(call))[-1] == "turn_completed"
+    await until(lambda: not load.overloaded())
+    assert kinds(await api.say(other, "Hello there."))[-1] == "turn_completed"
 
 
 async def test_violations_are_told_with_the_paths_of_their_fields(hosted: Hosted) -> None:

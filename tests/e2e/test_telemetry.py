@@ -203,6 +203,7 @@ async def test_a_turn_moves_the_metrics_that_it_should(start_host: StartHost, re
     for name in (
         names.METRIC_RPC_DURATION,
         names.METRIC_DELTA_LATENESS,
+        names.METRIC_ACCEPT_WAIT,
         names.METRIC_EVENT_LOOP_LAG,
         names.METRIC_COMMIT_BATCH,
         names.METRIC_COMMIT_DURATION,

@@ -127,7 +127,7 @@ async def main(data_dir: Path, killer: Killer) -> None:
     """Serve until stdin ends."""
     settings = load_settings(
         data_dir=data_dir,
-        gateway={"port": 0, "drain_grace_s": 5},
+        gateway={"port": 0, "drain_grace_s": 5, "max_accept_wait_s": 60},
         # Short, so that a turn whose admission was cut off is closed soon.
         ledger={"lease_s": 2},
         memory={"dense": False},

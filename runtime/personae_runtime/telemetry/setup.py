@@ -54,6 +54,7 @@ class Telemetry:
         first_release: histogram; from the call to the first released text.
         delta_lateness: histogram; how much later than the delta before it, and
             than the engine's pace, a delta left.
+        accept_wait: histogram; how long a call waited to be accepted, sampled.
         event_loop_lag: histogram; how late the event loop woke a sleeper.
         turns: counter of ended turns by outcome and reason.
         active_turns: up-down counter.
@@ -94,6 +95,7 @@ class Telemetry:
         self.time_to_first_token = seconds(names.METRIC_TIME_TO_FIRST_TOKEN, "Call to first engine delta.")
         self.first_release = seconds(names.METRIC_FIRST_RELEASE, "Call to first released text.")
         self.delta_lateness = seconds(names.METRIC_DELTA_LATENESS, "How late a delta left.")
+        self.accept_wait = seconds(names.METRIC_ACCEPT_WAIT, "How long a call waited to be accepted.")
         self.event_loop_lag = seconds(names.METRIC_EVENT_LOOP_LAG, "How late the event loop woke a sleeper.")
         self.turns = meter.create_counter(names.METRIC_TURNS, "{turn}", "Turns that ended.")
         self.active_turns = meter.create_up_down_counter(names.METRIC_ACTIVE_TURNS, "{turn}", "Turns that run.")

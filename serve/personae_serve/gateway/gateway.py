@@ -28,7 +28,7 @@ from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
-from personae_serve.gateway.load import StreamLoad
+from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
@@ -85,7 +85,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._healthy = True
         self._serving = False
-        self.load = StreamLoad()
+        self.load = StreamLoad(settings.gateway.max_accept_wait_s)
         self.runner: TurnRunner
         self.peers: Peers
         self.server: GatewayServer
@@ -198,6 +198,7 @@ class Gateway:
         stack.callback(gc.unfreeze)
         spare_collector()
         await self.server.set_health(True)
+        await stack.enter_async_context(AcceptProbe(self.server.probe_address, self.load, telemetry.accept_wait))
         self._serving = True
         return port
 

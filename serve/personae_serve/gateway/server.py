@@ -9,6 +9,7 @@ second when the turns have ended.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from typing import Any
 
 import grpc
@@ -129,8 +130,10 @@ class GatewayServer:
             # What is forwarded is all of this service.
             session_service_pb2_grpc.add_SessionServiceServicer_to_server(sessions, self._peer_server)
         self._closing: asyncio.Task[None] | None = None
+        self._local: tempfile.TemporaryDirectory[str] | None = None
         self.port = 0
         self.endpoint = ""
+        self.probe_address = ""
 
     def bind_peers(self) -> str:
         """Take the peer listener's port; its host:port, to be registered before it is used, or "" if there is none.
@@ -152,6 +155,10 @@ class GatewayServer:
         """
         self.bind_peers()
         self.port = self._bind(self._server, self._settings.host, self._settings.port, "port")
+        # For AcceptProbe; a folder that only this user can enter.
+        self._local = tempfile.TemporaryDirectory(prefix="personae-")
+        self.probe_address = f"unix:{self._local.name}/probe"
+        self._server.add_secure_port(self.probe_address, grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
         if self._peer_server is not None:
             await self._peer_server.start()
         await self._server.start()
@@ -189,3 +196,5 @@ class GatewayServer:
             await self._peer_server.stop(grace_s)
         if self._closing is not None:
             await self._closing
+        if self._local is not None:
+            self._local.cleanup()

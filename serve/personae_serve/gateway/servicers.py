@@ -31,6 +31,7 @@ from personae_runtime import names
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import (
     FailedPrecondition,
+    GatewayOverloaded,
     InvalidArgument,
     OwnedElsewhere,
     PermissionDenied,
@@ -349,7 +350,11 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self, request: session_service_pb2.ConverseRequest, context: Context
     ) -> None:
         begun = time.monotonic()
-        session = await self._session(_own("session", request.session, "session"))
+        name = _own("session", request.session, "session")
+        # Before anything that costs. A forwarded call was accepted elsewhere, and its turn runs here already.
+        if self._load.overloaded() and not is_forwarded(context):
+            raise GatewayOverloaded(self._load.accept_wait_s())
+        session = await self._session(name)
         seens = self._service.converse(
             session,
             request.turn_id,
