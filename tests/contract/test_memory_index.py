@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from personae_runtime.errors import ConfigError, InvalidArgument
 from personae_runtime.memory.edge import EdgeMemoryIndex
-from personae_runtime.memory.index import DENSE_DIM, MemoryIndex, MemoryPoint, SparseVector
+from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryIndex, MemoryPoint, PointKind, SparseVector
 
 NOW = 1_700_000_000.0
 
@@ -70,8 +70,10 @@ def point(
     scope: str = "a",
     memory_id: UUID | None = None,
     expires_at: float | None = None,
+    kind: PointKind = PointKind.EPISODE,
+    valid: tuple[float | None, float | None] = (None, None),
 ) -> MemoryPoint:
-    return MemoryPoint(memory_id or uuid4(), scope, sparse or bag(), dense, expires_at)
+    return MemoryPoint(memory_id or uuid4(), scope, sparse or bag(), dense, expires_at, kind, *valid)
 
 
 async def ids(
@@ -82,8 +84,16 @@ async def ids(
     scope: str = "a",
     limit: int = 10,
     now: float = NOW,
+    kind: PointKind | None = None,
+    during: tuple[float, float] | None = None,
 ) -> list[UUID]:
-    return [hit.memory_id for hit in await index.search(scope, sparse, dense, limit=limit, now=now)]
+    """By rank: those of the lexical arm, then what only the dense one found."""
+    hits = await index.search(scope, sparse, dense, limit=limit, now=now, kind=kind, during=during)
+    return [hit.memory_id for hit in sorted(hits, key=_ranks)]
+
+
+def _ranks(hit: IndexHit) -> tuple[float, ...]:
+    return tuple(float("inf") if place is None else place.rank for place in (hit.lexical, hit.dense))
 
 
 def test_is_a_memory_index(backend: Backend, tmp_path: Path) -> None:
@@ -113,18 +123,19 @@ async def test_a_query_of_unknown_words_finds_nothing_and_an_empty_one_neither(i
     assert await ids(index, bag(), None) == []
 
 
-async def test_both_arms_put_first_what_both_know(index: MemoryIndex) -> None:
+async def test_a_hit_has_its_place_in_each_arm_that_found_it(index: MemoryIndex) -> None:
     both, words, meaning = point(bag(1, 2), axis(0)), point(bag(1, 7, 8)), point(bag(9), axis(0, 1))
     await index.upsert([words, meaning, both])
-    found = await index.search("a", bag(1, 2), axis(0), limit=10, now=NOW)
-    assert found[0].memory_id == both.memory_id
-    assert {hit.memory_id for hit in found} == {both.memory_id, words.memory_id, meaning.memory_id}
-
-
-async def test_fusion_weighs_words_above_meaning(index: MemoryIndex) -> None:
-    words, meaning = point(bag(1), axis(5)), point(bag(2), axis(0))
-    await index.upsert([meaning, words, *(point(bag(50 + i), axis(0, 10 + i)) for i in range(5))])
-    assert (await ids(index, bag(1), axis(0)))[:2] == [words.memory_id, meaning.memory_id]
+    hits = {hit.memory_id: hit for hit in await index.search("a", bag(1, 2), axis(0), limit=10, now=NOW)}
+    assert hits.keys() == {both.memory_id, words.memory_id, meaning.memory_id}
+    ranks = {
+        memory_id: [None if place is None else place.rank for place in (hit.lexical, hit.dense)]
+        for memory_id, hit in hits.items()
+    }
+    assert ranks == {both.memory_id: [1, 1], words.memory_id: [2, None], meaning.memory_id: [None, 2]}
+    found = hits[both.memory_id].dense
+    assert found is not None
+    assert found.score == pytest.approx(1.0, abs=1e-3)
 
 
 async def test_a_point_without_a_dense_vector_is_found_by_words_in_a_hybrid_query(index: MemoryIndex) -> None:
@@ -154,14 +165,49 @@ async def test_term_weights_order_the_lexical_arm(index: MemoryIndex) -> None:
     assert await ids(index, bag(1), None) == [points[1].memory_id, points[2].memory_id, points[0].memory_id]
 
 
-async def test_scores_fall_and_limit_holds(index: MemoryIndex) -> None:
+async def test_in_each_arm_scores_fall_and_the_limit_holds(index: MemoryIndex) -> None:
     await index.upsert([point(bag(1, 10 + i), axis(0, 10 + i)) for i in range(20)])
     for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
         hits = await index.search("a", sparse, dense, limit=7, now=NOW)
-        assert len(hits) == len({hit.memory_id for hit in hits}) == 7
-        scores = [hit.score for hit in hits]
-        assert scores == sorted(scores, reverse=True)
+        assert len(hits) == len({hit.memory_id for hit in hits})
+        for vector, places in ((sparse, [hit.lexical for hit in hits]), (dense, [hit.dense for hit in hits])):
+            by_rank = sorted((place for place in places if place is not None), key=lambda place: place.rank)
+            assert [place.rank for place in by_rank] == ([] if vector is None else list(range(1, 8)))
+            scores = [place.score for place in by_rank]
+            assert scores == sorted(scores, reverse=True)
     assert await ids(index, bag(1), axis(0), limit=0) == []
+
+
+async def test_points_of_one_kind_can_be_asked_for(index: MemoryIndex) -> None:
+    said, fact = point(bag(1), axis(0)), point(bag(1), axis(0), kind=PointKind.FACT)
+    await index.upsert([said, fact])
+    for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+        assert set(await ids(index, sparse, dense)) == {said.memory_id, fact.memory_id}
+        assert await ids(index, sparse, dense, kind=PointKind.FACT) == [fact.memory_id]
+        assert await ids(index, sparse, dense, kind=PointKind.EPISODE) == [said.memory_id]
+
+
+@pytest.mark.parametrize(
+    ("valid", "during", "holds"),
+    [
+        ((None, None), (NOW, NOW), True),
+        ((NOW, None), (NOW, NOW), True),
+        ((NOW + 1, None), (NOW, NOW), False),
+        ((None, NOW), (NOW, NOW), False),
+        ((None, NOW), (NOW - 1, NOW), True),
+        ((NOW, NOW + 9), (NOW - 5, NOW - 1), False),
+        ((NOW, NOW + 9), (NOW + 5, NOW + 50), True),
+        ((NOW, NOW + 9), (NOW - 5, NOW + 50), True),
+        ((NOW, NOW + 9), (NOW + 9, NOW + 50), False),
+    ],
+)
+async def test_points_that_hold_at_a_time_can_be_asked_for(
+    index: MemoryIndex, valid: tuple[float | None, float | None], during: tuple[float, float], holds: bool
+) -> None:
+    await index.upsert([point(bag(1), axis(0), valid=valid)])
+    for sparse, dense in ((bag(1), None), (None, axis(0)), (bag(1), axis(0))):
+        assert bool(await ids(index, sparse, dense, during=during)) is holds
+        assert await ids(index, sparse, dense)
 
 
 async def test_the_same_query_gives_the_same_order(index: MemoryIndex) -> None:
@@ -237,8 +283,9 @@ async def test_clear_leaves_an_empty_index_that_works(index: MemoryIndex) -> Non
         point(bag(1), [1.0]),
         point(bag(1), [float("inf")] * DENSE_DIM),
         point(bag(1), expires_at=float("nan")),
+        point(bag(1), valid=(None, float("inf"))),
     ],
-    ids=["repeated", "ragged", "nan", "too large", "short", "infinite", "no time"],
+    ids=["repeated", "ragged", "nan", "too large", "short", "infinite", "no time", "no end"],
 )
 async def test_a_malformed_point_is_refused_and_nothing_of_its_batch_written(
     index: MemoryIndex, bad: MemoryPoint

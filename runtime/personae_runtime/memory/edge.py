@@ -14,8 +14,8 @@ is in the page cache, and survives the process. It would not survive the machine
 while open, the directory holds the boot it was opened in, and an index found open
 from another boot is discarded, to be filled again from the ledger.
 
-Layout of the directory: `lock` (held with flock while open), `boot`, `shard/`
-(the engine's files). A shard is made and removed under another name, so that a
+Layout of the directory: `lock` (held with flock while open), `boot`, `layout` (of
+the points), `shard/` (the engine's files). A shard is made and removed under another name, so that a
 crash in between leaves either the whole shard or none.
 """
 
@@ -29,30 +29,22 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import qdrant_edge as edge
 
 from personae_runtime.errors import ConfigError, FailedPrecondition, InvalidArgument, PersonaeError, Unavailable
-from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryPoint, SparseVector
+from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryPoint, Place, PointKind, SparseVector
 from personae_runtime.memory.worker import Lane, LaneWorker
 
 T = TypeVar("T")
 
 NEVER: Final = float(2**53)
-"""`expires_at` of a point that does not expire, Unix seconds: beyond any clock,
-so that one range condition serves every point."""
+"""A time without bound, Unix seconds: beyond any clock, so that one range condition serves every point."""
 
-RRF_K: Final = 2
-"""Constant of reciprocal rank fusion. `docs/memory.md` has the figures."""
-
-RRF_WEIGHTS: Final = (2.0, 1.0)
-"""Lexical, dense. The engine scores place i (from 0) in an arm of weight w as
-1 / ((i + 1) / w + RRF_K - 1) and adds the arms up."""
-
-PREFETCH_MIN: Final = 100
-"""Least candidates per arm, so that a short list still fuses well."""
+LAYOUT: Final = "2"
+"""Of a point's payload. An index of another layout is discarded, to be filled again from the ledger."""
 
 SYNC_EVERY: Final = 2_000
 """Written points after which `flush` waits for the disk all the same, so that the log stays short."""
@@ -66,6 +58,9 @@ _LEXICAL: Final = "lexical"
 _DENSE: Final = "dense"
 _SCOPE: Final = "scope"
 _EXPIRES_AT: Final = "expires_at"
+_KIND: Final = "kind"
+_VALID_FROM: Final = "valid_from"
+_VALID_TO: Final = "valid_to"
 
 
 class CorruptIndex(ConfigError):
@@ -155,11 +150,10 @@ class EdgeMemoryIndex:
         *,
         limit: int,
         now: float,
+        kind: PointKind | None = None,
+        during: tuple[float, float] | None = None,
     ) -> list[IndexHit]:
-        """Hybrid search in one scope; see `MemoryIndex.search`.
-
-        IDF counts the points of the scope alone: other people's words neither
-        shift a ranking nor show through it. Equal scores are ordered by id.
+        """See `MemoryIndex.search`.
 
         Raises:
             InvalidArgument: a vector is not finite or has the wrong length.
@@ -167,29 +161,27 @@ class EdgeMemoryIndex:
         if limit < 1 or (sparse is None and dense is None):
             return []
         in_scope = edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))
-        alive = edge.Filter(must=[in_scope, edge.FieldCondition(_EXPIRES_AT, range=edge.RangeFloat(gt=now))])
+        must: list[Any] = [in_scope, edge.FieldCondition(_EXPIRES_AT, range=edge.RangeFloat(gt=now))]
+        if kind is not None:
+            must.append(edge.FieldCondition(_KIND, match=edge.MatchValue(kind.value)))
+        if during is not None:
+            must.append(edge.FieldCondition(_VALID_FROM, range=edge.RangeFloat(lte=during[1])))
+            must.append(edge.FieldCondition(_VALID_TO, range=edge.RangeFloat(gt=during[0])))
+        alive = edge.Filter(must=must)
+        # Other people's words neither shift a ranking nor show through it.
         per_scope = edge.SearchParams(idf=edge.IdfParams(corpus=edge.Filter(must=[in_scope])))
-        depth = max(PREFETCH_MIN, 2 * limit)
-        arms, weights = [], []
+        requests = []
         if sparse is not None:
             query = edge.Query.Nearest(_to_sparse(sparse), using=_LEXICAL)
-            arms.append(edge.Prefetch(limit=depth, query=query, filter=alive, params=per_scope))
-            weights.append(RRF_WEIGHTS[0])
+            requests.append(edge.QueryRequest(limit=limit, query=query, filter=alive, params=per_scope))
         if dense is not None:
-            arms.append(
-                edge.Prefetch(limit=depth, query=edge.Query.Nearest(_to_dense(dense), using=_DENSE), filter=alive)
-            )
-            weights.append(RRF_WEIGHTS[1])
-        request = edge.QueryRequest(
-            limit=limit,
-            query=edge.Fusion.Rrf(k=RRF_K, weights=weights),  # type: ignore[arg-type]  # the stub is wrong
-            prefetches=arms,  # one arm too: its scores are then of the same kind
-            filter=alive,
-        )
-        found = await self._run(lambda shard: shard.query(request), Lane.URGENT)
-        hits = [IndexHit(UUID(str(point.id)), point.score) for point in found]
-        hits.sort(key=lambda hit: (-hit.score, hit.memory_id))
-        return hits
+            query = edge.Query.Nearest(_to_dense(dense), using=_DENSE)
+            requests.append(edge.QueryRequest(limit=limit, query=query, filter=alive))
+        # One turn in the thread for both: a write between them would show in one arm only.
+        found = await self._run(lambda shard: [_places(shard.query(request)) for request in requests], Lane.URGENT)
+        lexical = found.pop(0) if sparse is not None else {}
+        meant = found.pop(0) if dense is not None else {}
+        return [IndexHit(memory_id, lexical.get(memory_id), meant.get(memory_id)) for memory_id in {**lexical, **meant}]
 
     async def count(self, scope: str | None = None) -> int:
         """Points in a scope, or in all; expired ones count until they are deleted."""
@@ -248,7 +240,10 @@ class EdgeMemoryIndex:
 
     def _open_shard(self) -> None:
         self._boot = _boot_id()
-        stamp = self._directory / "boot"
+        layout, stamp = self._directory / "layout", self._directory / "boot"
+        if not layout.exists() or layout.read_text() != LAYOUT:
+            self._set_aside()
+            _write_durably(layout, LAYOUT)
         if stamp.exists() and stamp.read_text() != self._boot:
             _log.warning("the machine went down while the memory index was open; it is filled again from the ledger")
             self._set_aside()
@@ -299,6 +294,11 @@ class EdgeMemoryIndex:
             (self._directory / "boot").unlink(missing_ok=True)
 
 
+def _places(found: Sequence[edge.ScoredPoint]) -> dict[UUID, Place]:
+    scored = sorted((-point.score, UUID(str(point.id))) for point in found)
+    return {memory_id: Place(rank, -score) for rank, (score, memory_id) in enumerate(scored, start=1)}
+
+
 def _boot_id() -> str | None:
     try:
         return BOOT_ID.read_text().strip()
@@ -345,7 +345,9 @@ def _create_shard(path: Path) -> None:
         ),
     )
     shard.update(edge.UpdateOperation.create_field_index(_SCOPE, edge.KeywordIndexParams(is_tenant=True)))
-    shard.update(edge.UpdateOperation.create_field_index(_EXPIRES_AT, edge.PayloadSchemaType.Float))
+    shard.update(edge.UpdateOperation.create_field_index(_KIND, edge.PayloadSchemaType.Keyword))
+    for field in (_EXPIRES_AT, _VALID_FROM, _VALID_TO):
+        shard.update(edge.UpdateOperation.create_field_index(field, edge.PayloadSchemaType.Float))
     shard.flush()
     shard.close()
 
@@ -354,10 +356,16 @@ def _to_point(point: MemoryPoint) -> edge.Point:
     vectors: dict[str, edge.NamedVector] = {_LEXICAL: _to_sparse(point.sparse)}
     if point.dense is not None:
         vectors[_DENSE] = _to_dense(point.dense)
-    expires_at = NEVER if point.expires_at is None else point.expires_at
-    if not math.isfinite(expires_at):
-        raise InvalidArgument(f"expires_at of {point.memory_id} is {expires_at}, expected finite Unix seconds")
-    return edge.Point(point.memory_id, vectors, {_SCOPE: point.scope, _EXPIRES_AT: float(expires_at)})
+    times = {
+        _EXPIRES_AT: NEVER if point.expires_at is None else point.expires_at,
+        _VALID_FROM: -NEVER if point.valid_from is None else point.valid_from,
+        _VALID_TO: NEVER if point.valid_to is None else point.valid_to,
+    }
+    for name, moment in times.items():
+        if not math.isfinite(moment):
+            raise InvalidArgument(f"{name} of {point.memory_id} is {moment}, expected finite Unix seconds")
+    payload = {_SCOPE: point.scope, _KIND: point.kind.value, **{name: float(moment) for name, moment in times.items()}}
+    return edge.Point(point.memory_id, vectors, payload)
 
 
 def _to_sparse(vector: SparseVector) -> edge.SparseVector:

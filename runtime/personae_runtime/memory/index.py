@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
@@ -24,6 +25,15 @@ class SparseVector:
     values: Sequence[float]
 
 
+class PointKind(StrEnum):
+    """What a point stands for."""
+
+    EPISODE = "episode"
+    """Words as they were said or written."""
+    FACT = "fact"
+    """A statement drawn from them."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
     """One memory as the index holds it.
@@ -34,6 +44,8 @@ class MemoryPoint:
         sparse: BM25 term weights without IDF, which the index applies per scope.
         dense: DENSE_DIM floats of unit length, or None while there is no embedding.
         expires_at: Unix seconds after which it is never returned; None is never.
+        kind: what it stands for.
+        valid_from, valid_to: Unix seconds between which it holds, the end excluded; None is without bound.
     """
 
     memory_id: UUID
@@ -41,14 +53,26 @@ class MemoryPoint:
     sparse: SparseVector
     dense: Sequence[float] | None
     expires_at: float | None = None
+    kind: PointKind = PointKind.EPISODE
+    valid_from: float | None = None
+    valid_to: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A point's place in one arm: rank from 1, and the arm's own score (BM25, or cosine), higher is better."""
+
+    rank: int
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
 class IndexHit:
-    """One result; `score` is the fused rank score, higher is better."""
+    """One result: its place in each arm that found it; at least one did."""
 
     memory_id: UUID
-    score: float
+    lexical: Place | None
+    dense: Place | None
 
 
 @runtime_checkable
@@ -82,12 +106,20 @@ class MemoryIndex(Protocol):
         *,
         limit: int,
         now: float,
+        kind: PointKind | None = None,
+        during: tuple[float, float] | None = None,
     ) -> list[IndexHit]:
-        """Hybrid search in one scope, best first, at most `limit` hits.
+        """Both arms in one scope: what either finds among its first `limit`, each point once.
 
-        Both arms are fused by weighted reciprocal ranks; with one of them None
-        the other ranks alone, with both None nothing is found. Points with
-        `expires_at <= now` (Unix seconds) are never returned.
+        How the arms are weighed is not the index's to say (`recall.fuse`). An
+        arm whose vector is None takes no part. IDF counts the points of the
+        scope alone. Equal scores are ordered by id.
+
+        Args:
+            now: Unix seconds; points with `expires_at <= now` are never returned.
+            kind: only points of that kind.
+            during: only points that hold at some moment from the first to the
+                second, both included, Unix seconds.
         """
         ...
 

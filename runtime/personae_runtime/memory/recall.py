@@ -13,12 +13,21 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
-from personae_runtime.memory.index import MemoryIndex
+from personae_runtime.memory.index import IndexHit, MemoryIndex
 from personae_runtime.memory.lexical import query_vector, terms
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
 
 CANDIDATES: Final = 60
 """Hits read back from the store at least: room for what is excluded, forgotten or reranked away."""
+
+RRF_K: Final = 2
+"""Constant of reciprocal rank fusion (Cormack et al., 2009). `docs/memory.md` has the figures."""
+
+RRF_WEIGHTS: Final = (2.0, 1.0)
+"""Lexical, dense: rank r in an arm of weight w counts 1 / (r / w + RRF_K - 1), and the arms add up."""
+
+ARM_DEPTH: Final = 120
+"""Hits asked of each arm at least, so that a short list still fuses well."""
 
 SPEAKER_NAMED: Final = 1.2
 """For a memory whose speaker the query names."""
@@ -138,16 +147,17 @@ class Recall:
             scope,
             query_vector(query),
             None if dense is None else dense.tolist(),
-            limit=max(CANDIDATES, 2 * limit),
+            limit=max(ARM_DEPTH, 4 * limit),
             now=now,
         )
-        wanted = [hit for hit in hits if hit.memory_id not in exclude_ids]
-        records = await self._store.read([hit.memory_id for hit in wanted]) if wanted else {}
+        fused = [(memory_id, score) for memory_id, score in fuse(hits) if memory_id not in exclude_ids]
+        wanted = fused[: max(CANDIDATES, 2 * limit)]
+        records = await self._store.read([memory_id for memory_id, _ in wanted]) if wanted else {}
         found = [
-            RecalledMemory(record, hit.score)
-            for hit in wanted
+            RecalledMemory(record, score)
+            for memory_id, score in wanted
             # The index is a cache: a scope it has wrong must not get past the ledger's.
-            if (record := records.get(hit.memory_id)) is not None
+            if (record := records.get(memory_id)) is not None
             and record.scope == scope
             and record.thread not in exclude_threads
         ]
@@ -167,6 +177,22 @@ class Recall:
             _log.warning("the query could not be embedded; recalling by words alone", exc_info=True)
             self._on_fallback(Fallback.ERROR)
         return None
+
+
+def fuse(hits: Sequence[IndexHit]) -> list[tuple[UUID, float]]:
+    """Ids and their fused scores by weighted reciprocal ranks, best first; equal scores by id."""
+    scored = [
+        (
+            hit.memory_id,
+            sum(
+                1 / (place.rank / weight + RRF_K - 1)
+                for place, weight in zip((hit.lexical, hit.dense), RRF_WEIGHTS, strict=True)
+                if place is not None
+            ),
+        )
+        for hit in hits
+    ]
+    return sorted(scored, key=lambda item: (-item[1], item[0]))
 
 
 def rerank(query: str, found: Sequence[RecalledMemory]) -> list[RecalledMemory]:

@@ -78,7 +78,18 @@ async def test_leftovers_of_an_interrupted_create_or_clear_are_removed(tmp_path:
     await index.open()
     assert await index.count() == 3
     await index.close()
-    assert set(os.listdir(tmp_path)) == {"lock", "shard"}
+    assert set(os.listdir(tmp_path)) == {"layout", "lock", "shard"}
+
+
+async def test_an_index_of_an_older_layout_is_discarded(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    (tmp_path / "layout").write_text("1")
+    for expected in (0, 3):
+        index = EdgeMemoryIndex(tmp_path)
+        await index.open()
+        assert await index.count() == expected
+        await index.upsert(points(3))
+        await index.close()
 
 
 async def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:

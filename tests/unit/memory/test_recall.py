@@ -11,8 +11,9 @@ import pytest
 
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import Vector
+from personae_runtime.memory.index import IndexHit, Place
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Fallback, Recall, RecalledMemory, rerank
+from personae_runtime.memory.recall import Fallback, Recall, RecalledMemory, fuse, rerank
 from personae_runtime.memory.store import MemoryRecord
 from tests.memory_store import DictMemoryStore
 from tests.unit.memory.conftest import HashEmbedder, ids, record
@@ -165,6 +166,20 @@ async def test_one_round_trip_to_the_store(index: EdgeMemoryIndex, store: DictMe
 
 def equal(*records: MemoryRecord) -> list[RecalledMemory]:
     return [RecalledMemory(item, 0.5) for item in records]
+
+
+def test_fusion_puts_first_what_both_arms_know_and_weighs_words_above_meaning() -> None:
+    words, meaning, both = (UUID(int=number) for number in range(3))
+    alone = [IndexHit(meaning, None, Place(1, 0.9)), IndexHit(words, Place(1, 3.0), None)]
+    assert [memory_id for memory_id, _ in fuse(alone)] == [words, meaning]
+    hits = [
+        IndexHit(meaning, None, Place(2, 0.8)),
+        IndexHit(words, Place(2, 3.0), None),
+        IndexHit(both, Place(1, 4.0), Place(1, 0.9)),
+    ]
+    assert fuse(hits) == [(both, 1 / 1.5 + 1 / 2), (words, 1 / 2), (meaning, 1 / 3)]
+    # Equal scores by id, so that the same query gives the same order.
+    assert [memory_id for memory_id, _ in fuse([IndexHit(both, Place(1, 1.0), None), *alone])][:2] == [words, both]
 
 
 TEN_WORDS = "one two three four five six seven eight nine ten"
