@@ -20,6 +20,8 @@ _PATTERNS = {
     "session": re.compile(_SESSION),
     "turn": re.compile(_SESSION + r"/turns/(?P<turn>[A-Za-z0-9][A-Za-z0-9_-]{0,63})"),
     "user": re.compile(_USER),
+    "document": re.compile(_PERSONA + r"/documents/(?P<document>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "profile": re.compile(_USER + r"/profile"),
     "memory": re.compile(_USER + r"/memories/(?P<memory>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
 }
 _EXAMPLES = {
@@ -29,6 +31,8 @@ _EXAMPLES = {
     "session": "tenants/acme/personas/nadia/sessions/s-1",
     "turn": "tenants/acme/personas/nadia/sessions/s-1/turns/t1",
     "user": "tenants/acme/personas/nadia/users/u-17",
+    "document": "tenants/acme/personas/nadia/documents/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "profile": "tenants/acme/personas/nadia/users/u-17/profile",
     "memory": "tenants/acme/personas/nadia/users/u-17/memories/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
 }
 
@@ -44,6 +48,7 @@ class Name:
     session: str = ""
     turn: str = ""
     memory: str = ""
+    document: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -59,7 +64,7 @@ class Name:
 
 
 def parse(kind: str, value: str, *, field: str = "name") -> Name:
-    """Parse `value` as a name of `kind` ("tenant", "persona", "revision", "session", "turn", "user", "memory").
+    """Parse `value` as a name of `kind` (a key of _PATTERNS).
 
     Raises:
         InvalidArgument: it is not one; the violation names `field` and shows an example.
@@ -81,4 +86,5 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         session=groups.get("session") or "",
         turn=groups.get("turn") or "",
         memory=groups.get("memory") or "",
+        document=groups.get("document") or "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -12,11 +13,26 @@ from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
-from personae_runtime.memory.store import ChangeCursor, MemoryChange, MemoryRecord, MemorySource
+from personae_runtime.memory.index import PointKind
+from personae_runtime.memory.store import (
+    Basis,
+    ChangeCursor,
+    FactDetail,
+    MemoryChange,
+    MemoryRecord,
+    MemorySource,
+    Span,
+)
 
-LIVE = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+"""SQL: a row of `memories` whose words are held."""
+LIVE = f"{KEPT} AND restricted_at IS NULL AND quarantine_reason = ''"
 """SQL: a row of `memories` that may be recalled."""
-_COLUMNS = "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at"
+_COLUMNS = (
+    "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
+    " detail, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
+    " quarantine_reason, version, updated_at"
+)
 
 
 class MemoryLedger:
@@ -48,12 +64,16 @@ class MemoryLedger:
             raise NotFound("the memory this request_id stored was forgotten")
         return found[memory_id]
 
-    async def insert(self, connection: Connection, record: MemoryRecord) -> None:
-        """Write one memory within the caller's transaction."""
+    async def insert(self, connection: Connection, record: MemoryRecord, *, slot: bytes | None = None) -> None:
+        """Write one memory within the caller's transaction; `slot` hashes what only one fact may say at a time."""
+        fact = record.fact
         cipher = await self._vault.cipher_by_key(record.scope, connection)
         await connection.execute(
             "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
-            " occurred_at, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+            " occurred_at, created_at, expires_at, kind, detail, slot, valid_from, valid_to, superseded_by, confidence,"
+            " basis, extractor, source_ids, pinned, restricted_at, quarantine_reason)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
+            " $22, CASE WHEN $23 THEN now() END, $24)"
             # Its id makes a retry after a lost connection harmless.
             " ON CONFLICT DO NOTHING",
             record.memory_id,
@@ -67,6 +87,19 @@ class MemoryLedger:
             record.occurred_at,
             record.created_at,
             record.expires_at,
+            record.kind.value,
+            None if fact is None else cipher.seal(_detail(fact), f"memory/{record.memory_id}/detail"),
+            slot,
+            None if fact is None else fact.valid_from,
+            None if fact is None else fact.valid_to,
+            None if fact is None else fact.superseded_by,
+            1.0 if fact is None else fact.confidence,
+            "" if fact is None else fact.basis.value,
+            "" if fact is None else fact.extractor,
+            list(record.source_ids),
+            record.pinned,
+            record.restricted,
+            record.quarantine_reason,
         )
 
     async def forget(self, scope: str, memory_id: UUID) -> bool:
@@ -84,24 +117,26 @@ class MemoryLedger:
             if row["forgotten_at"] is not None:
                 return False
             await connection.execute(
-                "UPDATE memories SET text = NULL, speaker = NULL, external_id = '', forgotten_at = now(),"
+                "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '',"
+                " forgotten_at = now(),"
                 " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes') WHERE memory_id = $1",
                 memory_id,
             )
             return True
 
     async def list_memories(
-        self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int
+        self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int, kind: PointKind | None = None
     ) -> list[MemoryRecord]:
-        """Live memories of a scope, newest first, after the place `before` in that order."""
+        """Memories of a scope, newest first, after the place `before` in that order; those kept from recall, too."""
         at, memory_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
         rows = await self._database.fetch(
-            f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND (created_at, memory_id) < ($2, $3) AND {LIVE}"
-            " ORDER BY created_at DESC, memory_id DESC LIMIT $4",
+            f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND (created_at, memory_id) < ($2, $3) AND {KEPT}"
+            " AND ($5::text IS NULL OR kind = $5) ORDER BY created_at DESC, memory_id DESC LIMIT $4",
             scope,
             at,
             memory_id,
             limit,
+            kind,
         )
         return [record for row in rows if (record := await self._record(row)) is not None]
 
@@ -135,8 +170,8 @@ class MemoryLedger:
     ) -> dict[UUID, tuple[MemoryRecord | None, MemoryRecord | None]]:
         side = (
             "SELECT n.memory_id FROM memories n WHERE n.scope = m.scope AND n.thread = m.thread"
-            " AND (n.ordinal, n.memory_id) {op} (m.ordinal, m.memory_id) AND n.forgotten_at IS NULL"
-            " AND (n.expires_at IS NULL OR n.expires_at > now())"
+            " AND (n.ordinal, n.memory_id) {op} (m.ordinal, m.memory_id) AND n.kind = 'episode'"
+            f" AND {LIVE}"
             " ORDER BY n.ordinal {order}, n.memory_id {order} LIMIT 1"
         )
         rows = await self._database.fetch(
@@ -209,6 +244,7 @@ class MemoryLedger:
         except ScopeErased:
             return None
         memory_id = row["memory_id"]
+        detail = row["detail"]
         return MemoryRecord(
             memory_id=memory_id,
             scope=row["scope"],
@@ -221,4 +257,32 @@ class MemoryLedger:
             created_at=row["created_at"],
             expires_at=row["expires_at"],
             external_id=row["external_id"],
+            fact=None if detail is None else _fact(row, cipher.open(detail, f"memory/{memory_id}/detail")),
+            source_ids=tuple(row["source_ids"]),
+            pinned=row["pinned"],
+            restricted=row["restricted_at"] is not None,
+            quarantine_reason=row["quarantine_reason"],
+            version=row["version"],
+            updated_at=row["updated_at"],
         )
+
+
+def _detail(fact: FactDetail) -> bytes:
+    spans = [[str(span.memory_id), span.begin, span.end] for span in fact.spans]
+    return json.dumps([fact.subject, fact.predicate, fact.value, spans]).encode()
+
+
+def _fact(row: asyncpg.Record, detail: bytes) -> FactDetail:
+    subject, predicate, value, spans = json.loads(detail)
+    return FactDetail(
+        subject=subject,
+        predicate=predicate,
+        value=value,
+        valid_from=row["valid_from"],
+        valid_to=row["valid_to"],
+        superseded_by=row["superseded_by"],
+        confidence=row["confidence"],
+        basis=Basis(row["basis"]),
+        extractor=row["extractor"],
+        spans=tuple(Span(UUID(memory_id), begin, end) for memory_id, begin, end in spans),
+    )

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from hashlib import blake2b
 from typing import Final, Protocol
 from uuid import UUID
@@ -200,7 +201,10 @@ class Indexer:
                 scope=record.scope,
                 sparse=document_vector(lexical_text(record, before, after)),
                 dense=vector,
-                expires_at=None if record.expires_at is None else record.expires_at.timestamp(),
+                expires_at=_seconds(record.expires_at),
+                kind=record.kind,
+                valid_from=None if record.fact is None else _seconds(record.fact.valid_from),
+                valid_to=None if record.fact is None else _seconds(record.fact.valid_to),
             )
             for (record, before, after), vector in zip(windows, dense, strict=True)
         ]
@@ -227,6 +231,10 @@ class Indexer:
         return [
             _blend(*(None if record is None else vectors[record.memory_id] for record in window)) for window in windows
         ]
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def _blend(own: Vector | None, *around: Vector | None) -> list[float]:

@@ -9,12 +9,57 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
+from personae_runtime.memory.index import PointKind
+
 
 class MemorySource(StrEnum):
     """How a memory came to be."""
 
     TURN = "turn"
     API = "api"
+    EXTRACTION = "extraction"
+
+
+class Basis(StrEnum):
+    """How a fact is known."""
+
+    STATED = "stated"
+    INFERRED = "inferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `begin` to `end` (excluded) of a memory's text."""
+
+    memory_id: UUID
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class FactDetail:
+    """What a fact says, and when it held.
+
+    Attributes:
+        subject: whom or what it is about; `user` is the person.
+        predicate: such as `lives_in`.
+        valid_from, valid_to: aware, UTC, the end excluded; None is unknown, and "it holds".
+        superseded_by: the fact that took its place.
+        confidence: 0 to 1.
+        extractor: what drew it, with its version.
+        spans: where it stands in its sources.
+    """
+
+    subject: str
+    predicate: str
+    value: str
+    valid_from: datetime | None = None
+    valid_to: datetime | None = None
+    superseded_by: UUID | None = None
+    confidence: float = 1.0
+    basis: Basis = Basis.STATED
+    extractor: str = ""
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +75,12 @@ class MemoryRecord:
         thread: conversation it belongs to; with `ordinal` it gives the neighbours.
         expires_at: never recalled from then on; None is never.
         external_id: the caller's own id, such as a line of an imported history.
+        fact: of a memory that is one; its `text` is the fact as a sentence.
+        source_ids: the memories that it was drawn from.
+        pinned: kept whatever its age.
+        restricted: kept, but not recalled and not used in any other way.
+        quarantine_reason: why it is kept from every prompt, as a reason code; empty if it is not.
+        version: counts updates, from 1.
     """
 
     memory_id: UUID
@@ -43,6 +94,17 @@ class MemoryRecord:
     created_at: datetime
     expires_at: datetime | None = None
     external_id: str = ""
+    fact: FactDetail | None = None
+    source_ids: tuple[UUID, ...] = ()
+    pinned: bool = False
+    restricted: bool = False
+    quarantine_reason: str = ""
+    version: int = 1
+    updated_at: datetime | None = None
+
+    @property
+    def kind(self) -> PointKind:
+        return PointKind.EPISODE if self.fact is None else PointKind.FACT
 
 
 @dataclass(frozen=True, slots=True, order=True)

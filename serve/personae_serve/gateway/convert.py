@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -11,7 +12,7 @@ from personae.v1 import event_pb2, memory_service_pb2, persona_service_pb2, poli
 from personae_runtime.ledger.control import ConsentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
-from personae_runtime.memory.store import MemoryRecord
+from personae_runtime.memory.store import FactDetail, MemoryRecord
 from personae_runtime.names import Name
 from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
 from personae_runtime.policy.decision import Decision
@@ -226,8 +227,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
 
 
 def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
+    fact = row.fact
     return memory_service_pb2.Memory(
-        name=f"{parent.user_name()}/memories/{row.memory_id}",
+        name=memory_name(parent, row.memory_id),
         text=row.text,
         speaker=row.speaker,
         occur_time=timestamp(row.occurred_at),
@@ -237,6 +239,37 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
         create_time=timestamp(row.created_at),
         expire_time=timestamp(row.expires_at),
         external_id=row.external_id,
+        kind=_enum(memory_service_pb2.MemoryKind, f"MEMORY_KIND_{row.kind.value.upper()}"),
+        fact=None if fact is None else _fact(parent, fact),
+        source_memories=[memory_name(parent, source) for source in row.source_ids],
+        pinned=row.pinned,
+        restricted=row.restricted,
+        update_time=timestamp(row.updated_at or row.created_at),
+        etag=str(row.version),
+        quarantine_reason=row.quarantine_reason,
+    )
+
+
+def memory_name(parent: Name, memory_id: UUID) -> str:
+    """The resource name of a user's memory."""
+    return f"{parent.user_name()}/memories/{memory_id}"
+
+
+def _fact(parent: Name, fact: FactDetail) -> memory_service_pb2.Fact:
+    return memory_service_pb2.Fact(
+        subject=fact.subject,
+        predicate=fact.predicate,
+        value=fact.value,
+        valid_from_time=timestamp(fact.valid_from),
+        valid_to_time=timestamp(fact.valid_to),
+        superseded_by="" if fact.superseded_by is None else memory_name(parent, fact.superseded_by),
+        confidence=fact.confidence,
+        basis=_enum(memory_service_pb2.FactBasis, f"FACT_BASIS_{fact.basis.value.upper()}"),
+        extractor=fact.extractor,
+        spans=[
+            memory_service_pb2.FactSpan(memory=memory_name(parent, span.memory_id), begin=span.begin, end=span.end)
+            for span in fact.spans
+        ],
     )
 
 

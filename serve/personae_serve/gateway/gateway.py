@@ -169,7 +169,7 @@ class Gateway:
             sessions=SessionServicer(
                 service, sessions, personas, policy, stores.vault, telemetry, self.load, self.peers
             ),
-            memories=MemoryServicer(
+            memories=MemoryServicer(  # type: ignore[abstract]
                 stores.memories,
                 personas,
                 consents,

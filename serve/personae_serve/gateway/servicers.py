@@ -42,6 +42,7 @@ from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
+from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
@@ -452,6 +453,12 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         return self._peers
 
 
+_MEMORY_KINDS = {
+    memory_service_pb2.MEMORY_KIND_EPISODE: PointKind.EPISODE,
+    memory_service_pb2.MEMORY_KIND_FACT: PointKind.FACT,
+}
+
+
 class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     """`personae.v1.MemoryService`."""
 
@@ -485,7 +492,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         size = _page_size(request.page_size)
         place = self._api.page_place(request.page_token, "ListMemories", request.parent)
         before = (datetime.fromisoformat(place[0]), UUID(place[1])) if place else None
-        rows = await self._memories.list_memories(scope, before=before, limit=size + 1)
+        kind = _MEMORY_KINDS.get(request.kind)
+        rows = await self._memories.list_memories(scope, before=before, limit=size + 1, kind=kind)
         rows, token = self._api.page(
             rows,
             size,

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from personae.v1 import memory_service_pb2 as personae_dot_v1_dot_memory__service__pb2
 
@@ -51,10 +52,40 @@ class MemoryServiceStub:
                 request_serializer=personae_dot_v1_dot_memory__service__pb2.CreateMemoryRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_memory__service__pb2.Memory.FromString,
                 _registered_method=True)
+        self.GetMemory = channel.unary_unary(
+                '/personae.v1.MemoryService/GetMemory',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.GetMemoryRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_memory__service__pb2.Memory.FromString,
+                _registered_method=True)
+        self.UpdateMemory = channel.unary_unary(
+                '/personae.v1.MemoryService/UpdateMemory',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.UpdateMemoryRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_memory__service__pb2.Memory.FromString,
+                _registered_method=True)
         self.ForgetMemory = channel.unary_unary(
                 '/personae.v1.MemoryService/ForgetMemory',
                 request_serializer=personae_dot_v1_dot_memory__service__pb2.ForgetMemoryRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/personae.v1.MemoryService/Explain',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainResponse.FromString,
+                _registered_method=True)
+        self.GetProfile = channel.unary_unary(
+                '/personae.v1.MemoryService/GetProfile',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.GetProfileRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_memory__service__pb2.Profile.FromString,
+                _registered_method=True)
+        self.ExportMemories = channel.unary_stream(
+                '/personae.v1.MemoryService/ExportMemories',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.ExportMemoriesRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_memory__service__pb2.ExportMemoriesResponse.FromString,
+                _registered_method=True)
+        self.EraseMemories = channel.unary_unary(
+                '/personae.v1.MemoryService/EraseMemories',
+                request_serializer=personae_dot_v1_dot_memory__service__pb2.EraseMemoriesRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
 
 
@@ -84,8 +115,56 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMemory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMemory(self, request, context):
+        """Rectifies a memory, pins it, restricts its processing or changes when it
+        expires. New words replace the old for good, and what was drawn from the
+        old ones loses their support.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ForgetMemory(self, request, context):
-        """Forgets one memory at once and for good. Forgetting twice is the same as once.
+        """Forgets one memory at once and for good, and what rests on it alone.
+        Forgetting twice is the same as once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Says why a recall brings what it brings: each arm's rank and score, what was
+        filtered and why, and the final order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProfile(self, request, context):
+        """The card of what is known of a user that stands in the prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportMemories(self, request, context):
+        """Streams all that is held of a user as JSON lines with their provenance; the
+        last message is a signed record of what was exported. Nothing of it is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseMemories(self, request, context):
+        """Erases a user, or single memories with all that rests on them, from every
+        store, and proves it. The response of the operation is an
+        EraseMemoriesResponse, its metadata an EraseMemoriesMetadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,10 +188,40 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=personae_dot_v1_dot_memory__service__pb2.CreateMemoryRequest.FromString,
                     response_serializer=personae_dot_v1_dot_memory__service__pb2.Memory.SerializeToString,
             ),
+            'GetMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMemory,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.GetMemoryRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_memory__service__pb2.Memory.SerializeToString,
+            ),
+            'UpdateMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMemory,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.UpdateMemoryRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_memory__service__pb2.Memory.SerializeToString,
+            ),
             'ForgetMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.ForgetMemory,
                     request_deserializer=personae_dot_v1_dot_memory__service__pb2.ForgetMemoryRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainResponse.SerializeToString,
+            ),
+            'GetProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProfile,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.GetProfileRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_memory__service__pb2.Profile.SerializeToString,
+            ),
+            'ExportMemories': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportMemories,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.ExportMemoriesRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_memory__service__pb2.ExportMemoriesResponse.SerializeToString,
+            ),
+            'EraseMemories': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseMemories,
+                    request_deserializer=personae_dot_v1_dot_memory__service__pb2.EraseMemoriesRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -208,6 +317,60 @@ class MemoryService:
             _registered_method=True)
 
     @staticmethod
+    def GetMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.MemoryService/GetMemory',
+            personae_dot_v1_dot_memory__service__pb2.GetMemoryRequest.SerializeToString,
+            personae_dot_v1_dot_memory__service__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.MemoryService/UpdateMemory',
+            personae_dot_v1_dot_memory__service__pb2.UpdateMemoryRequest.SerializeToString,
+            personae_dot_v1_dot_memory__service__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ForgetMemory(request,
             target,
             options=(),
@@ -224,6 +387,114 @@ class MemoryService:
             '/personae.v1.MemoryService/ForgetMemory',
             personae_dot_v1_dot_memory__service__pb2.ForgetMemoryRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.MemoryService/Explain',
+            personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainRequest.SerializeToString,
+            personae_dot_v1_dot_memory__service__pb2.MemoryServiceExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.MemoryService/GetProfile',
+            personae_dot_v1_dot_memory__service__pb2.GetProfileRequest.SerializeToString,
+            personae_dot_v1_dot_memory__service__pb2.Profile.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/personae.v1.MemoryService/ExportMemories',
+            personae_dot_v1_dot_memory__service__pb2.ExportMemoriesRequest.SerializeToString,
+            personae_dot_v1_dot_memory__service__pb2.ExportMemoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseMemories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.MemoryService/EraseMemories',
+            personae_dot_v1_dot_memory__service__pb2.EraseMemoriesRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

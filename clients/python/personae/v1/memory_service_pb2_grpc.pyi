@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from personae.v1 import memory_service_pb2 as _memory_service_pb2
@@ -42,8 +43,31 @@ class MemoryServiceStub:
     """Stores one memory. Once acknowledged it is durable; it is searchable when
     the index has caught up (ListMemoriesResponse.pending_index_count).
     """
+    GetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _memory_service_pb2.Memory]
+    UpdateMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.Memory]
+    """Rectifies a memory, pins it, restricts its processing or changes when it
+    expires. New words replace the old for good, and what was drawn from the
+    old ones loses their support.
+    """
     ForgetMemory: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _empty_pb2.Empty]
-    """Forgets one memory at once and for good. Forgetting twice is the same as once."""
+    """Forgets one memory at once and for good, and what rests on it alone.
+    Forgetting twice is the same as once.
+    """
+    Explain: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.MemoryServiceExplainRequest, _memory_service_pb2.MemoryServiceExplainResponse]
+    """Says why a recall brings what it brings: each arm's rank and score, what was
+    filtered and why, and the final order.
+    """
+    GetProfile: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.GetProfileRequest, _memory_service_pb2.Profile]
+    """The card of what is known of a user that stands in the prompt."""
+    ExportMemories: _grpc.UnaryStreamMultiCallable[_memory_service_pb2.ExportMemoriesRequest, _memory_service_pb2.ExportMemoriesResponse]
+    """Streams all that is held of a user as JSON lines with their provenance; the
+    last message is a signed record of what was exported. Nothing of it is kept.
+    """
+    EraseMemories: _grpc.UnaryUnaryMultiCallable[_memory_service_pb2.EraseMemoriesRequest, _operations_pb2.Operation]
+    """Erases a user, or single memories with all that rests on them, from every
+    store, and proves it. The response of the operation is an
+    EraseMemoriesResponse, its metadata an EraseMemoriesMetadata.
+    """
 
 @_typing.type_check_only
 class MemoryServiceAsyncStub(MemoryServiceStub):
@@ -58,8 +82,31 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Stores one memory. Once acknowledged it is durable; it is searchable when
     the index has caught up (ListMemoriesResponse.pending_index_count).
     """
+    GetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetMemoryRequest, _memory_service_pb2.Memory]  # type: ignore[assignment]
+    UpdateMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.UpdateMemoryRequest, _memory_service_pb2.Memory]  # type: ignore[assignment]
+    """Rectifies a memory, pins it, restricts its processing or changes when it
+    expires. New words replace the old for good, and what was drawn from the
+    old ones loses their support.
+    """
     ForgetMemory: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ForgetMemoryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Forgets one memory at once and for good. Forgetting twice is the same as once."""
+    """Forgets one memory at once and for good, and what rests on it alone.
+    Forgetting twice is the same as once.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.MemoryServiceExplainRequest, _memory_service_pb2.MemoryServiceExplainResponse]  # type: ignore[assignment]
+    """Says why a recall brings what it brings: each arm's rank and score, what was
+    filtered and why, and the final order.
+    """
+    GetProfile: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.GetProfileRequest, _memory_service_pb2.Profile]  # type: ignore[assignment]
+    """The card of what is known of a user that stands in the prompt."""
+    ExportMemories: _aio.UnaryStreamMultiCallable[_memory_service_pb2.ExportMemoriesRequest, _memory_service_pb2.ExportMemoriesResponse]  # type: ignore[assignment]
+    """Streams all that is held of a user as JSON lines with their provenance; the
+    last message is a signed record of what was exported. Nothing of it is kept.
+    """
+    EraseMemories: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.EraseMemoriesRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Erases a user, or single memories with all that rests on them, from every
+    store, and proves it. The response of the operation is an
+    EraseMemoriesResponse, its metadata an EraseMemoriesMetadata.
+    """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a persona remembers of one person."""
@@ -91,11 +138,70 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetMemory(
+        self,
+        request: _memory_service_pb2.GetMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.Memory, _abc.Awaitable[_memory_service_pb2.Memory]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateMemory(
+        self,
+        request: _memory_service_pb2.UpdateMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.Memory, _abc.Awaitable[_memory_service_pb2.Memory]]:
+        """Rectifies a memory, pins it, restricts its processing or changes when it
+        expires. New words replace the old for good, and what was drawn from the
+        old ones loses their support.
+        """
+
+    @_abc_1.abstractmethod
     def ForgetMemory(
         self,
         request: _memory_service_pb2.ForgetMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Forgets one memory at once and for good. Forgetting twice is the same as once."""
+        """Forgets one memory at once and for good, and what rests on it alone.
+        Forgetting twice is the same as once.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _memory_service_pb2.MemoryServiceExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.MemoryServiceExplainResponse, _abc.Awaitable[_memory_service_pb2.MemoryServiceExplainResponse]]:
+        """Says why a recall brings what it brings: each arm's rank and score, what was
+        filtered and why, and the final order.
+        """
+
+    @_abc_1.abstractmethod
+    def GetProfile(
+        self,
+        request: _memory_service_pb2.GetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memory_service_pb2.Profile, _abc.Awaitable[_memory_service_pb2.Profile]]:
+        """The card of what is known of a user that stands in the prompt."""
+
+    @_abc_1.abstractmethod
+    def ExportMemories(
+        self,
+        request: _memory_service_pb2.ExportMemoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_memory_service_pb2.ExportMemoriesResponse], _abc.AsyncIterator[_memory_service_pb2.ExportMemoriesResponse]]:
+        """Streams all that is held of a user as JSON lines with their provenance; the
+        last message is a signed record of what was exported. Nothing of it is kept.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseMemories(
+        self,
+        request: _memory_service_pb2.EraseMemoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Erases a user, or single memories with all that rests on them, from every
+        store, and proves it. The response of the operation is an
+        EraseMemoriesResponse, its metadata an EraseMemoriesMetadata.
+        """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
