@@ -307,8 +307,9 @@ def compared(seen: dict[str, list[dict[str, Any]]], one: str, other: str) -> tup
 
 
 def wide(bench: Bench, **more: Any) -> dict[str, Any]:
-    """Gateway settings under which a client that reads late loses no view: it is the rate that is measured."""
-    return {"port": free_port(), "view_buffer_events": 4096, **more}
+    """Gateway settings under which a client that reads late loses no view, and no turn is refused: it is the rate that
+    is measured."""
+    return {"port": free_port(), "view_buffer_events": 4096, "max_accept_wait_s": 60, **more}
 
 
 # -- open conversations -------------------------------------------------------

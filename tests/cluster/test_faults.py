@@ -31,6 +31,7 @@ _RECOVER_S = 120.0
 SECTIONS = """
 [gateway]
 port = PORT
+max_accept_wait_s = 60
 drain_grace_s = 10
 [ledger]
 lease_s = 2
