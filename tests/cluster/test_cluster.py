@@ -24,8 +24,6 @@ SECTIONS = """
 port = PORT
 max_accept_wait_s = 60
 drain_grace_s = 5
-[ledger]
-lease_s = 2
 [memory]
 dense = false
 [policy]
