@@ -53,7 +53,7 @@ async def gateway(options: dict[str, Any]) -> None:
     settings = load_settings(
         profile="development",
         data_dir=Path(options["data_dir"]),
-        gateway={"port": 0, "view_buffer_events": 4096},
+        gateway={"port": 0, "view_buffer_events": 4096, "max_accept_wait_s": 60},
         engine={
             "kind": "synthetic",
             "model": "synthetic",

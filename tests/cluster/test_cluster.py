@@ -22,9 +22,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)
 SECTIONS = """
 [gateway]
 port = PORT
+max_accept_wait_s = 60
 drain_grace_s = 5
-[ledger]
-lease_s = 2
 [memory]
 dense = false
 [policy]

@@ -31,9 +31,10 @@ _RECOVER_S = 120.0
 SECTIONS = """
 [gateway]
 port = PORT
+max_accept_wait_s = 60
 drain_grace_s = 10
 [ledger]
-lease_s = 2
+lease_s = 4
 [memory]
 dense = false
 [sessions]

@@ -19,6 +19,7 @@ QUESTION = "My chain skips under load. What should I check first?"
 SECTIONS = """
 [gateway]
 port = PORT
+max_accept_wait_s = 60
 [memory]
 enabled = false
 [policy]

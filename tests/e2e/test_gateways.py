@@ -41,7 +41,7 @@ from tests.e2e.support import (
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MASTER_KEY = base64.b64encode(b"m" * 32).decode()
-LEASE_S = 3
+LEASE_S = 6
 
 
 class Gateways:
