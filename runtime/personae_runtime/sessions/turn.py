@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -22,7 +22,6 @@ from typing import TypeVar
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.trace import StatusCode
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from personae_runtime.config import Settings
@@ -75,7 +74,7 @@ from personae_runtime.sessions.recorder import Recorder
 from personae_runtime.sessions.views import Hub, Hubs, View
 from personae_runtime.style.compile import compile_prefix
 from personae_runtime.telemetry import names
-from personae_runtime.telemetry.setup import Telemetry, inject_context
+from personae_runtime.telemetry.setup import Telemetry, fail_span, inject_context
 
 _log = structlog.get_logger(__name__)
 
@@ -437,48 +436,51 @@ class TurnRunner:
 
     async def _recall_for(self, turn: LiveTurn) -> tuple[tuple[RecalledMemory, ...], tuple[CitedPassage, ...] | None]:
         """Memories of the person, and what the persona said itself: None if it said nothing, or it can't be found."""
-        memory, deadline_s = self._settings.memory, self._settings.memory.dense_deadline_ms / 1000
-        memories: Awaitable[RecallResult | None] = _none()
-        passages: Awaitable[CorpusResult | None] = _none()
-        wanted = 0
-        if self._recall is not None and turn.watch.standing.may_remember and turn.admission.has_memories:
-            wanted += 1
-            memories = self._or_none(
-                self._recall.recall(
-                    turn.session.scope,
-                    turn.text,
-                    limit=memory.recall_limit,
-                    dense_deadline_s=deadline_s,
-                    # What the prompt's history holds need not be recalled.
-                    exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
-                )
-            )
-        if self._corpus is not None and turn.admission.has_passages:
-            wanted += 1
-            scope = self._vault.scope_key(Scope(turn.session.tenant, turn.session.persona))
-            passages = self._or_none(
-                self._corpus.search(scope, turn.text, limit=memory.passage_limit, dense_deadline_s=deadline_s)
-            )
+        person = self._recall is not None and turn.watch.standing.may_remember and turn.admission.has_memories
+        own = self._corpus is not None and turn.admission.has_passages
+        if not person and not own:
+            return (), None
         begun = time.monotonic()
-        with self._telemetry.stage(names.SPAN_RECALL, turn.context) if wanted else nullcontext() as span:
-            remembered, said = await asyncio.gather(memories, passages)
+        with self._telemetry.stage(names.SPAN_RECALL, turn.context) as span:
+            remembered, said = await asyncio.gather(
+                self._or_none(self._memories_for(turn), span) if person else _none(),
+                self._or_none(self._passages_for(turn), span) if own else _none(),
+            )
             found = [one for one in (remembered, said) if one is not None]
-            if span is not None:
-                span.set_attribute(names.ATTR_RECALL_HITS, sum(len(one.items) for one in found))
-                span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, any(one.lexical_only for one in found))
-                if len(found) < wanted:
-                    span.set_status(StatusCode.ERROR)
+            span.set_attribute(names.ATTR_RECALL_HITS, sum(len(one.items) for one in found))
+            span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, any(one.lexical_only for one in found))
         if found:
             self._telemetry.recall_duration.record(time.monotonic() - begun)
         return () if remembered is None else remembered.items, None if said is None else said.items
 
-    async def _or_none(self, call: Awaitable[R]) -> R | None:
+    async def _memories_for(self, turn: LiveTurn) -> RecallResult:
+        assert self._recall is not None
+        memory = self._settings.memory
+        return await self._recall.recall(
+            turn.session.scope,
+            turn.text,
+            limit=memory.recall_limit,
+            dense_deadline_s=memory.dense_deadline_ms / 1000,
+            # What the prompt's history holds need not be recalled.
+            exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
+        )
+
+    async def _passages_for(self, turn: LiveTurn) -> CorpusResult:
+        assert self._corpus is not None
+        memory = self._settings.memory
+        scope = self._vault.scope_key(Scope(turn.session.tenant, turn.session.persona))
+        return await self._corpus.search(
+            scope, turn.text, limit=memory.passage_limit, dense_deadline_s=memory.dense_deadline_ms / 1000
+        )
+
+    async def _or_none(self, call: Awaitable[R], span: trace.Span) -> R | None:
         """The result of a recall, None if it fails: a reply without memories is worth more than none."""
         try:
             return await call
         except LedgerUnavailable:
             raise
         except PersonaeError as error:
+            fail_span(span, error)
             self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
             return None
 
