@@ -356,6 +356,9 @@ class MemorySettings(_Section):
 
     enabled: bool = Field(True, description="Recall and remember.", examples=[True])
     recall_limit: int = Field(5, ge=1, le=50, description="Memories put before the model in one turn.", examples=[5])
+    passage_limit: int = Field(
+        3, ge=1, le=20, description="Passages of the persona's own words before the model in one turn.", examples=[3]
+    )
     dense: bool = Field(True, description="Use the dense (embedding) arm beside the lexical one.", examples=[True])
     dense_deadline_ms: float = Field(
         25.0, ge=0, description="Milliseconds the embedding may take before recall goes on without it.", examples=[25]

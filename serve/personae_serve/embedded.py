@@ -24,7 +24,7 @@ from personae_runtime.memory.indexer import Indexer
 from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import accepted_keys
-from personae_serve.gateway.gateway import Gateway, stop_tasks
+from personae_serve.gateway.gateway import Gateway, Memory, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
 from personae_serve.stores import Stores, open_memory, open_stores
 
@@ -141,15 +141,19 @@ class EmbeddedHost:
         self.indexer = None
         if memory is not None:
             self.indexer = memory.indexer
-            indexing = asyncio.create_task(memory.indexer.run(self._stopping), name="indexer")
-            stack.push_async_callback(stop_tasks, [indexing], self._stopping)
+            indexing = [
+                asyncio.create_task(indexer.run(self._stopping), name="indexer")
+                for indexer in (memory.indexer, memory.passage_indexer)
+            ]
+            stack.push_async_callback(stop_tasks, indexing, self._stopping)
         self.gateway = Gateway(
             settings,
             stores=stores,
             engines=Engines([self.engine]),
             policy=policy,
-            recall=None if memory is None else memory.recall,
-            indexing=self.indexer,
+            memory=None
+            if memory is None
+            else Memory(memory.recall, memory.indexer, memory.passages, memory.passage_indexer),
             telemetry=telemetry,
             keys=accepted.keys,
             host_id=host_id(settings.data_dir),

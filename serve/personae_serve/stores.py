@@ -13,13 +13,15 @@ from personae_runtime.config import Settings
 from personae_runtime.engines.models import path as model_path
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.database import Database
+from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.vault import Vault, load_master_key
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Recall
+from personae_runtime.memory.passages import INDEX_NAME
+from personae_runtime.memory.recall import Fallback, Recall
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
 
@@ -36,15 +38,18 @@ class Stores:
     database: Database
     vault: Vault
     memories: MemoryLedger
+    documents: DocumentLedger
     postgres: EmbeddedPostgres | None
 
 
 @dataclass(slots=True)
 class MemoryParts:
-    """Recall and the indexer over one index."""
+    """Recall and the indexer over an index, of people's memories and of the personas' own words."""
 
     recall: Recall
     indexer: Indexer
+    passages: Recall
+    passage_indexer: Indexer
 
 
 async def through_outage(call: Callable[[], Awaitable[T]]) -> T:
@@ -86,14 +91,16 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     vault = Vault(master, database)
     await through_outage(vault.verify)
     memories = MemoryLedger(database, vault)
-    await through_outage(memories.adopt)
-    return Stores(database, vault, memories, postgres)
+    documents = DocumentLedger(database, vault)
+    for feed in (memories, documents):
+        await through_outage(feed.adopt)
+    return Stores(database, vault, memories, documents, postgres)
 
 
 async def open_memory(
     settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry, *, fresh: bool = False
 ) -> MemoryParts:
-    """Open the index and the embedder; closed by `stack`. `fresh` begins with an empty index.
+    """Open the indexes and the embedder; closed by `stack`. `fresh` begins with empty indexes.
 
     Raises:
         MissingModel: the dense arm is on and its model is not there.
@@ -106,16 +113,20 @@ async def open_memory(
         )
         stack.push_async_callback(embedder.close)
         await embedder.start()
-    index = EdgeMemoryIndex(settings.data_dir / "memory-index")
-    stack.push_async_callback(index.close)
-    if fresh:
-        await index.recreate()
-    else:
-        await index.open()
-    recall = Recall(
-        index,
-        stores.memories,
-        embedder,
-        on_fallback=lambda reason: telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()}),
+
+    def on_fallback(reason: Fallback) -> None:
+        telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()})
+
+    async def opened(folder: str) -> EdgeMemoryIndex:
+        index = EdgeMemoryIndex(settings.data_dir / folder)
+        stack.push_async_callback(index.close)
+        await (index.recreate() if fresh else index.open())
+        return index
+
+    people, own = await opened("memory-index"), await opened("corpus-index")
+    return MemoryParts(
+        Recall(people, stores.memories, embedder, on_fallback=on_fallback),
+        Indexer(people, stores.memories, embedder),
+        Recall(own, stores.documents, embedder, on_fallback=on_fallback),
+        Indexer(own, stores.documents, embedder, INDEX_NAME),
     )
-    return MemoryParts(recall, Indexer(index, stores.memories, embedder))

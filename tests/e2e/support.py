@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from personae.v1 import (
+    corpus_service_pb2_grpc,
     event_pb2,
     memory_service_pb2,
     memory_service_pb2_grpc,
@@ -210,6 +211,7 @@ class Api:
         self.personas: Any = _WithKey(persona_service_pb2_grpc.PersonaServiceStub(channel), metadata)
         self.sessions: Any = _WithKey(session_service_pb2_grpc.SessionServiceStub(channel), metadata)
         self.memories: Any = _WithKey(memory_service_pb2_grpc.MemoryServiceStub(channel), metadata)
+        self.corpus: Any = _WithKey(corpus_service_pb2_grpc.CorpusServiceStub(channel), metadata)
         self.policy: Any = _WithKey(policy_service_pb2_grpc.PolicyServiceStub(channel), metadata)
         self.consents: Any = _WithKey(policy_service_pb2_grpc.ConsentServiceStub(channel), metadata)
         self.health: Any = health_pb2_grpc.HealthStub(channel)

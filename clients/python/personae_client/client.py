@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from personae_client.resources.consents import Consents
+from personae_client.resources.corpus import Corpus
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
 from personae_client.resources.policy import Policy
@@ -63,7 +64,7 @@ class PersonaeClient:
         metadata: called for each call; returns headers to add, such as `traceparent`.
 
     Attributes:
-        personas, sessions, memories, policy, consents: the API, resource by resource.
+        personas, sessions, memories, corpus, policy, consents: the API, resource by resource.
 
     Raises:
         ValueError: words would travel in the clear, or arguments contradict each other.
@@ -109,6 +110,7 @@ class PersonaeClient:
         self.personas = Personas(transport)
         self.sessions = Sessions(transport)
         self.memories = Memories(transport)
+        self.corpus = Corpus(transport)
         self.policy = Policy(transport)
         self.consents = Consents(transport)
 

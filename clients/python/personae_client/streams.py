@@ -186,6 +186,7 @@ class TurnResult:
         disclosure: what the person must be told: that an AI is speaking.
         revision: name of the persona revision that answered.
         citations: memories that stood in the prompt.
+        passages: what the persona said or wrote that stood in the prompt.
         policy_events: decisions the person can see.
         notices: what the person should read that the persona did not say.
         usage: engine tokens; None if the turn never reached an engine.
@@ -199,6 +200,7 @@ class TurnResult:
     disclosure: str
     revision: str
     citations: tuple[event_pb2.MemoryCitation, ...]
+    passages: tuple[event_pb2.PassageCitation, ...]
     policy_events: tuple[event_pb2.PolicyEvent, ...]
     notices: tuple[event_pb2.Notice, ...]
     usage: event_pb2.Usage | None
@@ -217,6 +219,7 @@ class _Gathered:
     text: list[str] = field(default_factory=list)
     started: event_pb2.TurnStarted = field(default_factory=event_pb2.TurnStarted)
     citations: list[event_pb2.MemoryCitation] = field(default_factory=list)
+    passages: list[event_pb2.PassageCitation] = field(default_factory=list)
     policy_events: list[event_pb2.PolicyEvent] = field(default_factory=list)
     notices: list[event_pb2.Notice] = field(default_factory=list)
     usage: event_pb2.Usage | None = None
@@ -259,6 +262,8 @@ class TurnStream(EventStream):
                 gathered.started = event.turn_started
             case "memory_citation":
                 gathered.citations.append(event.memory_citation)
+            case "passage_citation":
+                gathered.passages.append(event.passage_citation)
             case "policy_event":
                 gathered.policy_events.append(event.policy_event)
             case "notice":
@@ -297,6 +302,7 @@ class TurnStream(EventStream):
             disclosure=gathered.started.disclosure,
             revision=gathered.started.revision,
             citations=tuple(gathered.citations),
+            passages=tuple(gathered.passages),
             policy_events=tuple(gathered.policy_events),
             notices=tuple(gathered.notices),
             usage=gathered.usage,

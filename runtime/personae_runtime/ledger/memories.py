@@ -11,14 +11,13 @@ import asyncpg
 
 from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.feed import ChangeFeed
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.store import (
     Basis,
-    ChangeCursor,
     FactDetail,
-    MemoryChange,
     MemoryRecord,
     MemorySource,
     Span,
@@ -35,11 +34,11 @@ _COLUMNS = (
 )
 
 
-class MemoryLedger:
+class MemoryLedger(ChangeFeed):
     """Implements `personae_runtime.memory.store.MemoryStore`, and the writes."""
 
     def __init__(self, database: Database, vault: Vault) -> None:
-        self._database = database
+        super().__init__(database, table="memories", key="memory_id", erased="forgotten_at")
         self._vault = vault
 
     async def create(self, record: MemoryRecord, tenant: str, mutation: Mutation) -> MemoryRecord:
@@ -142,22 +141,6 @@ class MemoryLedger:
 
     # -- MemoryStore ---------------------------------------------------------
 
-    async def changes(self, after: ChangeCursor, limit: int) -> list[MemoryChange]:
-        # Only transactions below every one still running: none can commit behind the cursor.
-        rows = await self._database.fetch(
-            "SELECT change_xid::text::bigint AS xid, change_seq, memory_id, scope, forgotten_at IS NOT NULL AS deleted"
-            " FROM memories WHERE (change_xid, change_seq) > ($1::text::xid8, $2)"
-            " AND change_xid < pg_snapshot_xmin(pg_current_snapshot())"
-            " ORDER BY change_xid, change_seq LIMIT $3",
-            str(after.xid),
-            after.seq,
-            limit,
-        )
-        return [
-            MemoryChange(ChangeCursor(row["xid"], row["change_seq"]), row["memory_id"], row["scope"], row["deleted"])
-            for row in rows
-        ]
-
     async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
         rows = await self._database.fetch(
             f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(memory_ids)
@@ -182,61 +165,6 @@ class MemoryLedger:
         wanted = {row[side] for row in rows for side in ("before", "after") if row[side] is not None}
         found = await self.read(list(wanted)) if wanted else {}
         return {row["memory_id"]: (found.get(row["before"]), found.get(row["after"])) for row in rows}
-
-    async def adopt(self) -> None:
-        """Bring change ids that another server gave, as after a restore, into this server's order.
-
-        Without it the feed would hold such memories back until this server had
-        counted as many transactions; every index starts over.
-        """
-        async with self._database.transaction() as connection:
-            foreign = await connection.fetchval(
-                "SELECT EXISTS (SELECT 1 FROM memories WHERE change_xid > pg_current_xact_id())"
-                " OR EXISTS (SELECT 1 FROM index_cursors WHERE xid > pg_current_xact_id()::text::bigint)"
-            )
-            if foreign:
-                await connection.execute(
-                    "UPDATE memories SET change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
-                )
-                await connection.execute("DELETE FROM index_cursors")
-
-    async def load_cursor(self, index: str) -> ChangeCursor:
-        row = await self._database.fetchrow("SELECT xid, seq FROM index_cursors WHERE index = $1", index)
-        return ChangeCursor() if row is None else ChangeCursor(row["xid"], row["seq"])
-
-    async def save_cursor(self, index: str, cursor: ChangeCursor) -> None:
-        await self._database.execute(
-            "INSERT INTO index_cursors (index, xid, seq) VALUES ($1, $2, $3)"
-            " ON CONFLICT (index) DO UPDATE SET xid = $2, seq = $3, updated_at = now()",
-            index,
-            cursor.xid,
-            cursor.seq,
-        )
-
-    async def pending(self, scope: str, index: str) -> int:
-        cursor = await self.load_cursor(index)
-        return int(
-            await self._database.fetchval(
-                "SELECT count(*) FROM memories WHERE scope = $1 AND (change_xid, change_seq) > ($2::text::xid8, $3)",
-                scope,
-                str(cursor.xid),
-                cursor.seq,
-            )
-        )
-
-    async def pending_total(self, index: str) -> int:
-        """Changes of all scopes that the named index has not taken up."""
-        cursor = await self.load_cursor(index)
-        return int(
-            await self._database.fetchval(
-                "SELECT count(*) FROM memories WHERE (change_xid, change_seq) > ($1::text::xid8, $2)",
-                str(cursor.xid),
-                cursor.seq,
-            )
-        )
-
-    async def total_changes(self) -> int:
-        return int(await self._database.fetchval("SELECT count(*) FROM memories"))
 
     async def _record(self, row: asyncpg.Record) -> MemoryRecord | None:
         try:

@@ -112,6 +112,7 @@ class Admission:
         history_from: first turn that still stands in the prompt.
         admitted_at: the ledger's clock.
         has_memories: there are live ones that the history does not hold anyway.
+        has_passages: the persona has said or written something that can be cited.
     """
 
     new: bool
@@ -124,6 +125,7 @@ class Admission:
     history_from: int
     admitted_at: datetime
     has_memories: bool
+    has_passages: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,13 +507,15 @@ class SessionLedger:
             epoch = 0 if facts is None else facts["epoch"]
             turn = await connection.fetchrow(
                 "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories"
-                f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories"
+                f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories,"
+                " EXISTS (SELECT FROM passages WHERE scope = $6 AND deleted_at IS NULL) AS has_passages"
                 " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,
                 session.scope,
                 row["history_from"] > 1,
                 session.thread,
+                self._vault.scope_key(Scope(session.tenant, session.persona)),
             )
             if turn["turn_no"] is not None:
                 if turn["body_mac"] != mac:
@@ -530,6 +534,7 @@ class SessionLedger:
                     history_from=row["history_from"],
                     admitted_at=row["at"],
                     has_memories=turn["has_memories"],
+                    has_passages=turn["has_passages"],
                 )
             if row["state"] != "OPEN":
                 raise FailedPrecondition(
@@ -577,6 +582,7 @@ class SessionLedger:
             history_from=row["history_from"],
             admitted_at=row["at"],
             has_memories=turn["has_memories"],
+            has_passages=turn["has_passages"],
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:

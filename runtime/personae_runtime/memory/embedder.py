@@ -66,6 +66,7 @@ class OnnxEmbedder:
         # its thread, so that a turn's query shares the processor with a bulk load
         # but never waits for one.
         self._query_lane: LaneWorker | None = None
+        self._asked: dict[str, asyncio.Future[Vector]] = {}
         self._bulk_lane: LaneWorker | None = None
 
     async def start(self) -> None:
@@ -97,7 +98,9 @@ class OnnxEmbedder:
         lane = self._bulk_lane if bulk else self._query_lane
         if lane is None:
             raise FailedPrecondition("the embedder is not started", reason="EMBEDDER_CLOSED")
-        return [await lane.run(lambda text=text: self._embed(text)) for text in texts]  # type: ignore[misc]
+        if bulk:
+            return [await lane.run(lambda text=text: self._embed(text)) for text in texts]  # type: ignore[misc]
+        return [await self._query(text, lane) for text in texts]
 
     async def close(self) -> None:
         """Finish what runs and free the model. Safe to call twice."""
@@ -106,6 +109,14 @@ class OnnxEmbedder:
             if lane is not None:
                 await lane.close()
         self._session = self._tokenizer = None
+
+    async def _query(self, text: str, lane: LaneWorker) -> Vector:
+        # A turn asks several indexes the same at once.
+        running = self._asked.get(text)
+        if running is None:
+            running = self._asked[text] = asyncio.ensure_future(lane.run(lambda: self._embed(text)))
+            running.add_done_callback(lambda done: self._asked.pop(text, None))
+        return await asyncio.shield(running)
 
     def _load(self) -> None:
         # Imported here: the native library costs a lexical-only host nothing.

@@ -24,6 +24,10 @@ MAX_THREAD_CHARS: Final = 120
 MAX_SPEAKER_CHARS: Final = 120
 MAX_ID_CHARS: Final = 200
 """The last four are the API's limits on a Memory."""
+MAX_DOCUMENT_CHARS: Final = 500_000
+MAX_TITLE_CHARS: Final = 300
+MAX_URI_CHARS: Final = 2_000
+"""The API's limits on a Document."""
 
 HistoryFormat = Literal["jsonl", "locomo"]
 
@@ -97,6 +101,68 @@ def read_history(path: Path, *, select: str | None = None) -> History:
     if path.suffix.lower() == ".json":
         return parse_locomo(data, name=name, select=select)
     return parse_jsonl(data, name=name, select=select)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWords:
+    """A document or post of a persona; `published_at` is aware, UTC, or None if the file does not say."""
+
+    text: str
+    title: str
+    uri: str
+    published_at: datetime | None
+    external_id: str
+
+
+def read_documents(path: Path) -> tuple[OwnWords, ...]:
+    """Read what a persona has said and written; blocking.
+
+    Args:
+        path: JSON Lines (a name that ends in `.jsonl`) with a post per line; any other file is one document of UTF-8
+            text, entitled with its name.
+
+    Raises:
+        BadHistory: the file can't be read, or breaks a rule or a limit.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise BadHistory(f"{path} has {size} bytes, at most {MAX_FILE_BYTES} are allowed: split it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadHistory(f"{path} can't be read: {error.strerror}") from error
+    name = str(path)
+    if path.suffix.lower() != ".jsonl":
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadHistory(f"{name}: byte {error.start + 1} is not UTF-8") from error
+        row = {"text": text}
+        return (_own_words({**row, "title": path.stem, "id": path.name}, name),)
+    found = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        row = _json(line, where)
+        if not isinstance(row, dict):
+            raise BadHistory(f"{where}: expected an object with text, got {_kind(row)}")
+        if unknown := sorted(row.keys() - {"text", "title", "uri", "time", "id"}):
+            raise BadHistory(f"{where}: {len(unknown)} unknown field(s); expected only text, title, uri, time and id")
+        found.append(_own_words(row, where))
+    if not found:
+        raise BadHistory(f"{name}: no posts; expected one object with text per line")
+    return tuple(found)
+
+
+def _own_words(row: dict[str, Any], where: str) -> OwnWords:
+    return OwnWords(
+        text=_string(row, "text", where, MAX_DOCUMENT_CHARS),
+        title=_string(row, "title", where, MAX_TITLE_CHARS, required=False),
+        uri=_string(row, "uri", where, MAX_URI_CHARS, required=False),
+        published_at=_time(row, where),
+        external_id=_string(row, "id", where, MAX_ID_CHARS, required=False),
+    )
 
 
 def parse_jsonl(data: bytes, *, name: str = "history", select: str | None = None) -> History:

@@ -96,6 +96,11 @@ class Indexer:
         """The cursor's name in the ledger."""
         return self._name
 
+    @property
+    def index(self) -> MemoryIndex:
+        """What it fills."""
+        return self._index
+
     async def pending(self) -> int:
         """Changes of all scopes that the index has not taken up."""
         return await self._store.pending_total(self._name)

@@ -60,6 +60,10 @@ class RecalledMemory:
     record: MemoryRecord
     score: float
 
+    @property
+    def text(self) -> str:
+        return self.record.text
+
 
 @dataclass(frozen=True, slots=True)
 class RecallResult:
@@ -68,10 +72,12 @@ class RecallResult:
     Attributes:
         items: best first.
         lexical_only: the dense arm did not take part.
+        low_confidence: nothing that was found bears on the query.
     """
 
     items: tuple[RecalledMemory, ...]
     lexical_only: bool
+    low_confidence: bool = False
 
 
 class Recalls(Protocol):

@@ -38,6 +38,15 @@ class MemoryCitation:
 
 
 @dataclass(frozen=True, slots=True)
+class PassageCitation:
+    """Holds ids only, as MemoryCitation."""
+
+    kind: ClassVar[str] = "passage_citation"
+    passage_id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyEvent:
     kind: ClassVar[str] = "policy_event"
     action: str
@@ -107,6 +116,7 @@ Body: TypeAlias = (
     | Waiting
     | TextDelta
     | MemoryCitation
+    | PassageCitation
     | PolicyEvent
     | Notice
     | Usage
@@ -124,6 +134,7 @@ _BY_KIND: dict[str, type[Any]] = {
         Waiting,
         TextDelta,
         MemoryCitation,
+        PassageCitation,
         PolicyEvent,
         Notice,
         Usage,

@@ -15,8 +15,9 @@ from personae_runtime.errors import Unavailable
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow, TurnRow
 from personae_runtime.ledger.vault import ScopeErased
+from personae_runtime.memory.passages import Passage, PassageStore
 from personae_runtime.memory.store import MemoryRecord
-from personae_runtime.sessions.events import Event, Gap, GoAway, MemoryCitation
+from personae_runtime.sessions.events import Event, Gap, GoAway, MemoryCitation, PassageCitation
 from personae_runtime.sessions.turn import LiveTurn, TurnRunner
 from personae_runtime.sessions.views import Expiry, Hub, View
 
@@ -25,10 +26,10 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An event as a view shows it; `memory` is what a citation cites, None if it was forgotten."""
+    """An event as a view shows it; `cited` is what a citation cites, None if it was forgotten."""
 
     event: Event
-    memory: MemoryRecord | None = None
+    cited: MemoryRecord | Passage | None = None
 
 
 class SessionService:
@@ -38,10 +39,19 @@ class SessionService:
         view_limit: events a view may lag behind before it is dropped.
     """
 
-    def __init__(self, runner: TurnRunner, sessions: SessionLedger, memories: MemoryLedger, *, view_limit: int) -> None:
+    def __init__(
+        self,
+        runner: TurnRunner,
+        sessions: SessionLedger,
+        memories: MemoryLedger,
+        passages: PassageStore,
+        *,
+        view_limit: int,
+    ) -> None:
         self._runner = runner
         self._sessions = sessions
         self._memories = memories
+        self._passages = passages
         self._view_limit = view_limit
 
     async def converse(
@@ -189,11 +199,13 @@ class SessionService:
             if len(events) < _PAGE:
                 return
 
-    async def _cited_by_id(self, event: Event) -> MemoryRecord | None:
-        if not isinstance(event.body, MemoryCitation):
-            return None
-        memory_id = UUID(event.body.memory_id)
-        return (await self._memories.read([memory_id])).get(memory_id)
+    async def _cited_by_id(self, event: Event) -> MemoryRecord | Passage | None:
+        match event.body:
+            case MemoryCitation(memory_id=cited):
+                return (await self._memories.read([UUID(cited)])).get(UUID(cited))
+            case PassageCitation(passage_id=cited):
+                return (await self._passages.passages([UUID(cited)])).get(UUID(cited))
+        return None
 
     def _drop(self, session: SessionRow, hub: Hub, view: View) -> None:
         view.close()
@@ -247,5 +259,8 @@ class SessionService:
             raise Unavailable(turn.failure.message, reason=turn.failure.reason, retry_after_s=1.0)
 
 
-def _cited(turn: LiveTurn, event: Event) -> MemoryRecord | None:
-    return turn.citations.get(event.body.memory_id) if isinstance(event.body, MemoryCitation) else None
+def _cited(turn: LiveTurn, event: Event) -> MemoryRecord | Passage | None:
+    match event.body:
+        case MemoryCitation(memory_id=cited) | PassageCitation(passage_id=cited):
+            return turn.citations.get(cited)
+    return None

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 from opentelemetry import context as otel_context
@@ -44,7 +45,8 @@ from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRo
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.indexer import Indexing
-from personae_runtime.memory.recall import RecalledMemory, Recalls
+from personae_runtime.memory.passages import CitedPassage, Corpus, CorpusResult, Passage
+from personae_runtime.memory.recall import RecalledMemory, RecallResult, Recalls
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.personas.types import persona_type
@@ -58,6 +60,7 @@ from personae_runtime.sessions.events import (
     Latency,
     MemoryCitation,
     Notice,
+    PassageCitation,
     PolicyEvent,
     TextDelta,
     TurnCompleted,
@@ -99,6 +102,14 @@ class CompiledPersona:
     prefix_tokens: int
 
 
+R = TypeVar("R")
+C = TypeVar("C", RecalledMemory, CitedPassage)
+
+
+async def _none() -> None:
+    """What is not asked for."""
+
+
 def _nothing() -> None:
     """Nobody is left to be told."""
 
@@ -131,7 +142,7 @@ class LiveTurn:
     in_history: bool = False
     input_scores: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord | None = None
-    citations: dict[str, MemoryRecord] = field(default_factory=dict)
+    citations: dict[str, MemoryRecord | Passage] = field(default_factory=dict)
     failure: PersonaeError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     stoppable: bool = False
@@ -165,6 +176,7 @@ class TurnRunner:
         engines: Engines,
         policy: Policy,
         recall: Recalls | None,
+        corpus: Corpus | None,
         indexer: Indexing | None,
         personas: PersonaLedger,
         sessions: SessionLedger,
@@ -177,6 +189,7 @@ class TurnRunner:
         self._engines = engines
         self._policy = policy
         self._recall = recall
+        self._corpus = corpus
         self._indexer = indexer
         self._personas = personas
         self._sessions = sessions
@@ -387,12 +400,12 @@ class TurnRunner:
             if turn.stop_reason:
                 raise asyncio.CancelledError
             async with asyncio.timeout(self._settings.sessions.turn_timeout_s):
-                input_decision, recalled = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
+                input_decision, (recalled, said) = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
                 if input_decision.action.stops:
                     outcome = await self._refuse(turn, input_decision)
                 else:
-                    memories = await self._gate_memories(turn, recalled)
-                    messages = await self._compose(turn, memories)
+                    memories, passages = await self._gate_memories(turn, recalled, said)
+                    messages = await self._compose(turn, memories, passages)
                     outcome = await self._generate(turn, messages)
                 self._remember(turn, input_decision)
                 await turn.recorder.flush()
@@ -421,59 +434,100 @@ class TurnRunner:
         turn.input_scores = decision.scores
         return decision
 
-    async def _recall_for(self, turn: LiveTurn) -> tuple[RecalledMemory, ...]:
-        if self._recall is None or not turn.watch.standing.may_remember or not turn.admission.has_memories:
-            return ()
+    async def _recall_for(self, turn: LiveTurn) -> tuple[tuple[RecalledMemory, ...], tuple[CitedPassage, ...] | None]:
+        """Memories of the person, and what the persona said itself: None if it said nothing, or it can't be found."""
+        person = self._recall is not None and turn.watch.standing.may_remember and turn.admission.has_memories
+        own = self._corpus is not None and turn.admission.has_passages
+        if not person and not own:
+            return (), None
         begun = time.monotonic()
         with self._telemetry.stage(names.SPAN_RECALL, turn.context) as span:
-            try:
-                result = await self._recall.recall(
-                    turn.session.scope,
-                    turn.text,
-                    limit=self._settings.memory.recall_limit,
-                    dense_deadline_s=self._settings.memory.dense_deadline_ms / 1000,
-                    # What the prompt's history holds need not be recalled.
-                    exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
-                )
-            except LedgerUnavailable:
-                raise
-            except PersonaeError as error:
-                # A reply without memories is worth more than none.
-                fail_span(span, error)
-                self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
-                return ()
-            span.set_attribute(names.ATTR_RECALL_HITS, len(result.items))
-            span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, result.lexical_only)
-        self._telemetry.recall_duration.record(time.monotonic() - begun)
-        return result.items
+            remembered, said = await asyncio.gather(
+                self._or_none(self._memories_for(turn), span) if person else _none(),
+                self._or_none(self._passages_for(turn), span) if own else _none(),
+            )
+            found = [one for one in (remembered, said) if one is not None]
+            span.set_attribute(names.ATTR_RECALL_HITS, sum(len(one.items) for one in found))
+            span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, any(one.lexical_only for one in found))
+        if found:
+            self._telemetry.recall_duration.record(time.monotonic() - begun)
+        return () if remembered is None else remembered.items, None if said is None else said.items
+
+    async def _memories_for(self, turn: LiveTurn) -> RecallResult:
+        assert self._recall is not None
+        memory = self._settings.memory
+        return await self._recall.recall(
+            turn.session.scope,
+            turn.text,
+            limit=memory.recall_limit,
+            dense_deadline_s=memory.dense_deadline_ms / 1000,
+            # What the prompt's history holds need not be recalled.
+            exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
+        )
+
+    async def _passages_for(self, turn: LiveTurn) -> CorpusResult:
+        assert self._corpus is not None
+        memory = self._settings.memory
+        scope = self._vault.scope_key(Scope(turn.session.tenant, turn.session.persona))
+        return await self._corpus.search(
+            scope, turn.text, limit=memory.passage_limit, dense_deadline_s=memory.dense_deadline_ms / 1000
+        )
+
+    async def _or_none(self, call: Awaitable[R], span: trace.Span) -> R | None:
+        """The result of a recall, None if it fails: a reply without memories is worth more than none."""
+        try:
+            return await call
+        except LedgerUnavailable:
+            raise
+        except PersonaeError as error:
+            fail_span(span, error)
+            self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
+            return None
 
     async def _refuse(self, turn: LiveTurn, decision: Decision) -> Body:
         self._say(turn, decision.template)
         return TurnCompleted("POLICY")
 
-    async def _gate_memories(self, turn: LiveTurn, recalled: tuple[RecalledMemory, ...]) -> list[RecalledMemory]:
-        kept: list[RecalledMemory] = []
+    async def _gate_memories(
+        self, turn: LiveTurn, recalled: Sequence[RecalledMemory], said: Sequence[CitedPassage] | None
+    ) -> tuple[list[RecalledMemory], list[CitedPassage] | None]:
         with self._telemetry.stage(names.SPAN_GATE_MEMORY, turn.context) as span:
-            for memory in recalled:
-                decision = self._policy.check_memory(memory.record.text, turn.policy)
-                if decision.rules:
-                    await self._note(turn, decision, span)
-                if not decision.action.stops:
-                    kept.append(memory)
-            span.set_attribute(names.ATTR_RECALL_DROPPED, len(recalled) - len(kept))
-        return kept
 
-    async def _compose(self, turn: LiveTurn, memories: list[RecalledMemory]) -> list[Message]:
+            async def passing(items: Sequence[C]) -> list[C]:
+                kept = []
+                for item in items:
+                    decision = self._policy.check_memory(item.text, turn.policy)
+                    if decision.rules:
+                        await self._note(turn, decision, span)
+                    if not decision.action.stops:
+                        kept.append(item)
+                return kept
+
+            memories, passages = await passing(recalled), None if said is None else await passing(said)
+            dropped = len(recalled) - len(memories) + len(said or ()) - len(passages or ())
+            span.set_attribute(names.ATTR_RECALL_DROPPED, dropped)
+        return memories, passages
+
+    async def _compose(
+        self, turn: LiveTurn, memories: Sequence[RecalledMemory], said: Sequence[CitedPassage] | None
+    ) -> list[Message]:
         with self._telemetry.stage(names.SPAN_COMPOSE, turn.context):
             room = self._prompt_room(turn.persona) - turn.persona.prefix_tokens
             count = turn.persona.engine.count_tokens
             room -= count(turn.text)
-            kept: list[RecalledMemory] = []
-            for memory in memories:
-                cost = count(memory.record.text) + 16
-                if cost <= room // 2:
-                    kept.append(memory)
-                    room -= cost
+
+            def fitting(items: Sequence[C]) -> list[C]:
+                nonlocal room
+                kept = []
+                for item in items:
+                    cost = count(item.text) + 16
+                    if cost <= room // 2:
+                        kept.append(item)
+                        room -= cost
+                return kept
+
+            passages = None if said is None else fitting(said)
+            kept = fitting(memories)
             history = await self._history(turn)
             fitted = fit_history(history, min(self._settings.sessions.history_tokens, room))
             if fitted and len(fitted) < len(history):
@@ -483,7 +537,11 @@ class TurnRunner:
                 memory_id = str(memory.record.memory_id)
                 turn.citations[memory_id] = memory.record
                 turn.recorder.emit(MemoryCitation(memory_id, round(memory.score, 6)))
-            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept)
+            for cited in passages or ():
+                passage_id = str(cited.passage.passage_id)
+                turn.citations[passage_id] = cited.passage
+                turn.recorder.emit(PassageCitation(passage_id, round(cited.score, 6)))
+            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept, passages)
 
     async def _history(self, turn: LiveTurn) -> list[PastTurn]:
         key, before = turn.session.session_pk, turn.admission.turn_no - 1

@@ -20,9 +20,10 @@ from personae_serve.cli.connection import (
 )
 
 if TYPE_CHECKING:
+    from personae.v1.corpus_service_pb2 import Document
     from personae.v1.memory_service_pb2 import Memory
     from personae_client import PersonaeClient
-    from personae_runtime.memory.history import HistoryItem
+    from personae_runtime.memory.history import HistoryItem, OwnWords
 
 CONCURRENCY: Final = 32
 """Memories on their way at once: enough for the ledger to commit them in groups."""
@@ -88,6 +89,64 @@ def chat(
     asyncio.run(run())
     speakers = ", ".join(history.speakers)
     typer.echo(f"{len(history.items)} messages of {speakers or 'nobody named'} are memories of {parent}.")
+
+
+@app.command()
+@connected
+def documents(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Text or Markdown, or JSON Lines of posts: text, and title, uri, time, id.", exists=True),
+    ],
+    persona: Annotated[str, typer.Option(help="Who said and wrote it, by id or full name.")],
+    wait: Annotated[bool, typer.Option(help="Wait until all of it can be cited.")] = True,
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Import what a persona itself has said and written. Importing it again adds nothing twice."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from personae_runtime.memory.history import read_documents
+
+    found = [one for file in files for one in read_documents(file)]
+    parent = full_persona_name(persona, tenant)
+    stored: list[Document] = []
+
+    async def run() -> None:
+        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        async with connection.open() as client:
+            with Progress(*columns) as bars:
+                task = bars.add_task("storing", total=len(found))
+                for one in found:
+                    key = str(uuid.uuid5(_NAMESPACE, "\x1f".join((parent, one.external_id, one.text))))
+                    stored.append(await client.corpus.create(parent, to_document(one), request_id=key))
+                    bars.advance(task)
+                if not wait:
+                    return
+                most = sum(document.passages - document.duplicate_passages for document in stored)
+                task = bars.add_task("indexing", total=max(most, 1))
+                for document in stored:
+                    now = document
+                    while now.indexed_passages < now.passages - now.duplicate_passages:
+                        await asyncio.sleep(_POLL_S)
+                        now = await client.corpus.get(document.name)
+                    bars.advance(task, now.indexed_passages)
+
+    asyncio.run(run())
+    passages = sum(document.passages for document in stored)
+    twice = sum(document.duplicate_passages for document in stored)
+    typer.echo(f"{len(stored)} documents with {passages} passages ({twice} said before) are {parent}'s own words.")
+
+
+def to_document(item: OwnWords) -> Document:
+    """A document of a file as the API takes it."""
+    from personae.v1.corpus_service_pb2 import Document
+
+    document = Document(text=item.text, title=item.title, uri=item.uri, external_id=item.external_id)
+    if item.published_at is not None:
+        document.publish_time.FromDatetime(item.published_at)
+    return document
 
 
 def request_id(parent: str, item: HistoryItem) -> str:

@@ -40,7 +40,7 @@ def reindex(
 
 
 async def _reindex(settings: Settings) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from personae_runtime.telemetry.setup import Telemetry
     from personae_serve.embedded import lock_data_dir
@@ -52,9 +52,13 @@ async def _reindex(settings: Settings) -> None:
         memory = await open_memory(settings, stores, stack, Telemetry.off(), fresh=True)
         begun = time.monotonic()
         with Progress(TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bars:
-            task = bars.add_task("indexing", total=None)
-            done = await memory.indexer.reindex(
-                lambda finished, total: bars.update(task, completed=finished, total=max(total, 1))
-            )
+            done = 0
+            for indexer in (memory.indexer, memory.passage_indexer):
+                task = bars.add_task("indexing", total=None)
+
+                def show(finished: int, total: int, task: TaskID = task) -> None:
+                    bars.update(task, completed=finished, total=max(total, 1))
+
+                done += await indexer.reindex(show)
         elapsed = max(time.monotonic() - begun, 1e-9)
     typer.echo(f"{done} changes indexed in {elapsed:.1f} s ({done / elapsed:.0f} per second).")

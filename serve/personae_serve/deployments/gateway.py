@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from personae_runtime.config import load_settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.memory.indexer import DEFAULT_NAME
+from personae_runtime.memory.passages import INDEX_NAME
 from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -28,7 +29,7 @@ from personae_serve.deployments.memory import RemoteMemory
 from personae_serve.deployments.model import RemoteEngine
 from personae_serve.deployments.tokens import token_counter
 from personae_serve.gateway.auth import accepted_keys
-from personae_serve.gateway.gateway import Gateway
+from personae_serve.gateway.gateway import Gateway, Memory
 from personae_serve.stores import open_stores
 
 _log = structlog.get_logger(__name__)
@@ -85,7 +86,10 @@ class GatewayReplica:
             ]
             for engine in engines:
                 await engine.start()
-            remote = None if memory is None else RemoteMemory(memory, DEFAULT_NAME)
+            parts = None
+            if memory is not None:
+                people, own = RemoteMemory(memory, DEFAULT_NAME), RemoteMemory(memory, INDEX_NAME)
+                parts = Memory(people, people, own, own)
             gateway = settings.gateway.model_copy(
                 update={
                     "reuse_port": True,
@@ -98,8 +102,7 @@ class GatewayReplica:
                 stores=stores,
                 engines=Engines(engines),
                 policy=policy,
-                recall=remote,
-                indexing=remote,
+                memory=parts,
                 telemetry=telemetry,
                 keys=accepted_keys(settings).keys,
                 # A replica is never the same process twice: what a dead one left is found by its lease.

@@ -22,6 +22,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from personae_runtime.config import load_settings
 from personae_runtime.errors import ConfigError, PersonaeError, Unavailable
+from personae_runtime.memory.indexer import DEFAULT_NAME
+from personae_runtime.memory.passages import INDEX_NAME
 from personae_runtime.memory.recall import RecallResult
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -70,31 +72,35 @@ class MemoryReplica:
             self._stack.callback(lock.close)
             stores = await open_stores(settings, self._stack)
             memory = await open_memory(settings, stores, self._stack, telemetry)
-            self._recall, self._indexer = memory.recall, memory.indexer
-            task = asyncio.create_task(memory.indexer.run(self._stopping), name="indexer")
-            self._stack.push_async_callback(stop_tasks, [task], self._stopping)
+            self._recall = {DEFAULT_NAME: memory.recall, INDEX_NAME: memory.passages}
+            self._indexer = {DEFAULT_NAME: memory.indexer, INDEX_NAME: memory.passage_indexer}
+            tasks = [
+                asyncio.create_task(indexer.run(self._stopping), name=f"indexer {name}")
+                for name, indexer in self._indexer.items()
+            ]
+            self._stack.push_async_callback(stop_tasks, tasks, self._stopping)
         except BaseException:
             await self._stack.aclose()
             raise
 
     async def recall(
-        self, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
+        self, index: str, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
     ) -> RecallResult | tuple[str, str]:
         """See `Recall.recall`; a failure comes back as (reason, message)."""
         try:
-            return await self._recall.recall(
+            return await self._recall[index].recall(
                 scope, query, limit=limit, dense_deadline_s=dense_deadline_s, exclude_threads=exclude_threads
             )
         except PersonaeError as error:
             return (error.reason, error.message)
 
-    async def notify(self) -> None:
-        """Memories changed."""
-        self._indexer.notify()
+    async def notify(self, index: str) -> None:
+        """What the index is of has changed."""
+        self._indexer[index].notify()
 
-    async def pending(self) -> int:
+    async def pending(self, index: str) -> int:
         """Changes that are not indexed yet."""
-        return await self._indexer.pending()
+        return await self._indexer[index].pending()
 
     async def __del__(self) -> None:
         stack = getattr(self, "_stack", None)
@@ -107,7 +113,7 @@ class RemoteMemory:
     """The memory deployment as a gateway sees it: recall, and the indexer's news.
 
     Args:
-        index: name of the index whose cursor tells what is indexed.
+        index: name of the index that is asked, whose cursor tells what is indexed.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], index: str) -> None:
@@ -132,6 +138,7 @@ class RemoteMemory:
         result = await self._call(
             _RECALL_S + dense_deadline_s,
             self._handle.recall,
+            self._index,
             scope,
             query,
             limit,
@@ -155,7 +162,7 @@ class RemoteMemory:
         while True:
             self._again = False
             try:
-                await self._call(_CALL_S, self._handle.notify)
+                await self._call(_CALL_S, self._handle.notify, self._index)
             except PersonaeError:
                 # The indexer looks by itself now and then.
                 return
@@ -164,7 +171,7 @@ class RemoteMemory:
 
     async def pending(self) -> int:
         """See Indexing.pending."""
-        return int(await self._call(_CALL_S, self._handle.pending))
+        return int(await self._call(_CALL_S, self._handle.pending, self._index))
 
     async def _call(self, timeout_s: float, method: DeploymentHandle[Any], *args: Any) -> Any:
         try:

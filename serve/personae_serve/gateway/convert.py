@@ -8,10 +8,19 @@ from uuid import UUID
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from personae.v1 import event_pb2, memory_service_pb2, persona_service_pb2, policy_service_pb2, session_service_pb2
+from personae.v1 import (
+    corpus_service_pb2,
+    event_pb2,
+    memory_service_pb2,
+    persona_service_pb2,
+    policy_service_pb2,
+    session_service_pb2,
+)
 from personae_runtime.ledger.control import ConsentRow
+from personae_runtime.ledger.documents import DocumentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
+from personae_runtime.memory.passages import Passage
 from personae_runtime.memory.store import FactDetail, MemoryRecord
 from personae_runtime.names import Name
 from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
@@ -188,10 +197,19 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
             cited = message.memory_citation
             cited.memory = f"{owner.name.user_name()}/memories/{body.memory_id}"
             cited.score = body.score
-            if seen.memory is not None:
-                cited.quote = seen.memory.text
-                cited.speaker = seen.memory.speaker
-                cited.occur_time.FromDatetime(seen.memory.occurred_at)
+            if isinstance(seen.cited, MemoryRecord):
+                cited.quote = seen.cited.text
+                cited.speaker = seen.cited.speaker
+                cited.occur_time.FromDatetime(seen.cited.occurred_at)
+        case events.PassageCitation():
+            said = message.passage_citation
+            said.score = body.score
+            if isinstance(seen.cited, Passage):
+                said.document = f"{owner.name.persona_name()}/documents/{seen.cited.document_id}"
+                said.title = seen.cited.title
+                said.uri = seen.cited.uri
+                said.quote = seen.cited.text
+                said.publish_time.FromDatetime(seen.cited.published_at)
         case events.PolicyEvent():
             told = message.policy_event
             told.action = _enum(event_pb2.PolicyAction, f"POLICY_ACTION_{body.action.upper()}")
@@ -247,6 +265,34 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
         update_time=timestamp(row.updated_at or row.created_at),
         etag=str(row.version),
         quarantine_reason=row.quarantine_reason,
+    )
+
+
+def document(row: DocumentRow) -> corpus_service_pb2.Document:
+    return corpus_service_pb2.Document(
+        name=f"{row.name.persona_name()}/documents/{row.document_id}",
+        title=row.title,
+        text=row.text or "",
+        uri=row.uri,
+        publish_time=timestamp(row.published_at),
+        external_id=row.external_id,
+        language_code=row.language_code,
+        passages=row.passages,
+        duplicate_passages=row.duplicates,
+        indexed_passages=row.indexed,
+        create_time=timestamp(row.created_at),
+    )
+
+
+def passage(parent: Name, row: Passage) -> corpus_service_pb2.Passage:
+    return corpus_service_pb2.Passage(
+        document=f"{parent.persona_name()}/documents/{row.document_id}",
+        title=row.title,
+        uri=row.uri,
+        text=row.text,
+        begin=row.begin,
+        end=row.end,
+        publish_time=timestamp(row.published_at),
     )
 
 

@@ -10,6 +10,7 @@ import asyncio
 import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -21,6 +22,7 @@ from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.passages import Corpus
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import SessionService
@@ -33,6 +35,7 @@ from personae_serve.gateway.peers import Peers
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
+    CorpusServicer,
     MemoryServicer,
     PersonaServicer,
     PolicyServicer,
@@ -47,6 +50,16 @@ _log = structlog.get_logger(__name__)
 _HEALTH_PERIOD_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Recall and indexing, of people's memories and of the persona's own words: here, or in another process."""
+
+    recall: Recalls
+    indexing: Indexing
+    passages: Recalls
+    passage_indexing: Indexing
+
+
 class Gateway:
     """Serves the API.
 
@@ -55,7 +68,7 @@ class Gateway:
 
     Args:
         engines: started.
-        recall, indexing: None turns memory off.
+        memory: None turns memory off, of people and of the persona's own words.
         host_id: what outlives a restart of this process and is no other's.
     """
 
@@ -66,8 +79,7 @@ class Gateway:
         stores: Stores,
         engines: Engines,
         policy: Policy,
-        recall: Recalls | None,
-        indexing: Indexing | None,
+        memory: Memory | None,
         telemetry: Telemetry,
         keys: Sequence[ApiKey],
         host_id: str,
@@ -76,8 +88,7 @@ class Gateway:
         self._stores = stores
         self._engines = engines
         self._policy = policy
-        self._recall = recall
-        self._indexing = indexing
+        self._memory = memory
         self._telemetry = telemetry
         self._keys = keys
         self._host_id = host_id
@@ -143,12 +154,15 @@ class Gateway:
         control = ControlWatcher(stores.database)
         await through_outage(control.start)
         stack.push_async_callback(control.close)
+        memory = self._memory
+        corpus = None if memory is None else Corpus(memory.passages, stores.documents)
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
             policy=policy,
-            recall=self._recall,
-            indexer=self._indexing,
+            recall=None if memory is None else memory.recall,
+            corpus=corpus,
+            indexer=None if memory is None else memory.indexing,
             personas=personas,
             sessions=sessions,
             vault=stores.vault,
@@ -156,7 +170,9 @@ class Gateway:
             control=control,
             telemetry=telemetry,
         )
-        service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
+        service = SessionService(
+            runner, sessions, stores.memories, stores.documents, view_limit=settings.gateway.view_buffer_events
+        )
         consents = ConsentLedger(stores.database)
         self.peers = Peers(
             telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
@@ -173,8 +189,16 @@ class Gateway:
                 stores.memories,
                 personas,
                 consents,
-                self._recall,
-                self._indexing,
+                None if memory is None else memory.recall,
+                None if memory is None else memory.indexing,
+                policy,
+                stores.vault,
+            ),
+            corpus=CorpusServicer(
+                stores.documents,
+                personas,
+                corpus,
+                None if memory is None else memory.passage_indexing,
                 policy,
                 stores.vault,
             ),

@@ -16,6 +16,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from personae.v1 import (
+    corpus_service_pb2,
+    corpus_service_pb2_grpc,
     memory_service_pb2,
     memory_service_pb2_grpc,
     persona_service_pb2,
@@ -30,6 +32,7 @@ from personae_runtime.errors import ConfigError
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.servicers import (
     ConsentServicer,
+    CorpusServicer,
     MemoryServicer,
     PersonaServicer,
     PolicyServicer,
@@ -39,7 +42,13 @@ from personae_serve.gateway.tls import bind
 
 SERVICE_NAMES = tuple(
     service.full_name
-    for module in (persona_service_pb2, session_service_pb2, memory_service_pb2, policy_service_pb2)
+    for module in (
+        persona_service_pb2,
+        session_service_pb2,
+        memory_service_pb2,
+        corpus_service_pb2,
+        policy_service_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 """Full names of the API's services."""
@@ -95,6 +104,7 @@ class GatewayServer:
         personas: PersonaServicer,
         sessions: SessionServicer,
         memories: MemoryServicer,
+        corpus: CorpusServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
         credentials: grpc.ServerCredentials | None,
@@ -110,6 +120,7 @@ class GatewayServer:
         persona_service_pb2_grpc.add_PersonaServiceServicer_to_server(personas, self._server)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(sessions, self._server)
         memory_service_pb2_grpc.add_MemoryServiceServicer_to_server(memories, self._server)
+        corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(corpus, self._server)
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
         self._health = health.aio.HealthServicer()

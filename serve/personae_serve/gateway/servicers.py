@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -17,6 +18,8 @@ import orjson
 from google.protobuf import empty_pb2
 
 from personae.v1 import (
+    corpus_service_pb2,
+    corpus_service_pb2_grpc,
     event_pb2,
     memory_service_pb2,
     memory_service_pb2_grpc,
@@ -38,12 +41,14 @@ from personae_runtime.errors import (
     ResourceExhausted,
 )
 from personae_runtime.ledger.control import ConsentLedger
+from personae_runtime.ledger.documents import DocumentLedger, DocumentRow
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.passages import Corpus, split
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
@@ -513,7 +518,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> memory_service_pb2.SearchMemoriesResponse:
         parent = _own("user", request.parent, "parent")
         if self._recall is None:
-            raise FailedPrecondition("memory is turned off on this host (memory.enabled)", reason="MEMORY_DISABLED")
+            raise _memory_disabled()
         if not await self._consents.may_remember(parent):
             # As a turn's recall would.
             return memory_service_pb2.SearchMemoriesResponse(lexical_only=True)
@@ -538,7 +543,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     ) -> memory_service_pb2.Memory:
         parent = _own("user", request.parent, "parent")
         if self._indexer is None:
-            raise FailedPrecondition("memory is turned off on this host (memory.enabled)", reason="MEMORY_DISABLED")
+            raise _memory_disabled()
         persona = await self._personas.get(Name(parent.tenant, parent.persona))
         if not await self._consents.may_remember(parent):
             raise FailedPrecondition(
@@ -583,6 +588,124 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if await self._memories.forget(self._scope(name), UUID(name.memory)) and self._indexer is not None:
             self._indexer.notify()
         return empty_pb2.Empty()
+
+
+class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
+    """`personae.v1.CorpusService`."""
+
+    def __init__(
+        self,
+        documents: DocumentLedger,
+        personas: PersonaLedger,
+        corpus: Corpus | None,
+        indexing: Indexing | None,
+        policy: Policy,
+        vault: Vault,
+    ) -> None:
+        self._documents = documents
+        self._personas = personas
+        self._corpus = corpus
+        self._indexing = indexing
+        self._policy = policy
+        self._vault = vault
+        self._api = _Api(vault)
+
+    async def CreateDocument(
+        self, request: corpus_service_pb2.CreateDocumentRequest, context: Context
+    ) -> corpus_service_pb2.Document:
+        parent = _own("persona", request.parent, "parent")
+        if self._indexing is None:
+            raise _memory_disabled()
+        persona = await self._personas.get(parent)
+        source, now = request.document, datetime.now(UTC)
+        if not source.text.strip():
+            raise InvalidArgument("document.text is blank", violations=(("document.text", "some words"),))
+        # Piece by piece, as it would be put before a model.
+        # Long texts take their time, and the library lets other threads run.
+        pieces = await asyncio.to_thread(split, source.text)
+        for piece in pieces:
+            decision = await self._policy.decide(Stage.MEMORY, piece.text, PolicyContext(persona.type))
+            if decision.action.stops:
+                place = f"characters {piece.begin} to {piece.end}"
+                raise FailedPrecondition(
+                    f"policy does not let this be cited: {decision.reason_code}, {place}",
+                    reason="DOCUMENT_REFUSED_BY_POLICY",
+                    metadata={"reason_code": decision.reason_code, "category": decision.category},
+                    violations=(("document.text", f"{place}: {decision.reason_code}"),),
+                )
+        row = DocumentRow(
+            document_id=uuid4(),
+            name=parent,
+            title=source.title,
+            text=source.text,
+            uri=source.uri,
+            external_id=source.external_id,
+            language_code=source.language_code,
+            published_at=convert.from_timestamp(source.publish_time) if source.HasField("publish_time") else now,
+            created_at=now,
+        )
+        mutation = self._api.mutation("CreateDocument", request)
+        stored = await self._documents.create(row, pieces, self._scope(parent), mutation)
+        self._indexing.notify()
+        return convert.document(stored)
+
+    async def GetDocument(
+        self, request: corpus_service_pb2.GetDocumentRequest, context: Context
+    ) -> corpus_service_pb2.Document:
+        name = _own("document", request.name)
+        return convert.document(await self._documents.get(name, UUID(name.document), with_text=True))
+
+    async def ListDocuments(
+        self, request: corpus_service_pb2.ListDocumentsRequest, context: Context
+    ) -> corpus_service_pb2.ListDocumentsResponse:
+        parent = _own("persona", request.parent, "parent")
+        await self._personas.get(parent)
+        size = _page_size(request.page_size)
+        place = self._api.page_place(request.page_token, "ListDocuments", request.parent)
+        before = (datetime.fromisoformat(place[0]), UUID(place[1])) if place else None
+        rows = await self._documents.list_documents(parent, before=before, limit=size + 1)
+        rows, token = self._api.page(
+            rows, size, "ListDocuments", request.parent, lambda row: [row.created_at.isoformat(), str(row.document_id)]
+        )
+        return corpus_service_pb2.ListDocumentsResponse(
+            documents=[convert.document(row) for row in rows], next_page_token=token
+        )
+
+    async def DeleteDocument(
+        self, request: corpus_service_pb2.DeleteDocumentRequest, context: Context
+    ) -> empty_pb2.Empty:
+        name = _own("document", request.name)
+        if await self._documents.delete(name, UUID(name.document)) and self._indexing is not None:
+            self._indexing.notify()
+        return empty_pb2.Empty()
+
+    async def SearchPassages(
+        self, request: corpus_service_pb2.SearchPassagesRequest, context: Context
+    ) -> corpus_service_pb2.SearchPassagesResponse:
+        parent = _own("persona", request.parent, "parent")
+        if self._corpus is None:
+            raise _memory_disabled()
+        await self._personas.get(parent)
+        found = await self._corpus.search(
+            self._scope(parent), request.query, limit=request.page_size or 10, dense_deadline_s=_SEARCH_DEADLINE_S
+        )
+        return corpus_service_pb2.SearchPassagesResponse(
+            results=[
+                corpus_service_pb2.SearchPassagesResponse.Result(
+                    passage=convert.passage(parent, item.passage), score=item.score
+                )
+                for item in found.items
+            ],
+            unanswered=found.unanswered,
+            lexical_only=found.lexical_only,
+        )
+
+    def _scope(self, persona: Name) -> str:
+        return self._vault.scope_key(Scope(persona.tenant, persona.persona))
+
+
+def _memory_disabled() -> FailedPrecondition:
+    return FailedPrecondition("memory is turned off on this host (memory.enabled)", reason="MEMORY_DISABLED")
 
 
 class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):

@@ -98,6 +98,7 @@ class Streams(RuleBasedStateMachine):
             cast(Any, SimpleNamespace(hubs=self.hubs, admit=self.admit, add_view=Hub.add)),
             cast(Any, self.ledger),
             cast(Any, None),
+            cast(Any, None),
             view_limit=8,
         )
         first = Event(1, TURN_ID, datetime.now(UTC), STARTED)

@@ -71,7 +71,7 @@ class CorpusServiceServicer:
 
     def CreateDocument(self, request, context):
         """Stores a document and cuts it into passages. Passages that the corpus holds
-        already, word for word, are not stored again. Once acknowledged it is
+        already, word for word, are not found twice. Once acknowledged it is
         durable; `indexed_passages` of GetDocument tells how far the index is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -38,7 +38,7 @@ class CorpusServiceStub:
     def __new__(cls, channel: _aio.Channel) -> CorpusServiceAsyncStub: ...
     CreateDocument: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.CreateDocumentRequest, _corpus_service_pb2.Document]
     """Stores a document and cuts it into passages. Passages that the corpus holds
-    already, word for word, are not stored again. Once acknowledged it is
+    already, word for word, are not found twice. Once acknowledged it is
     durable; `indexed_passages` of GetDocument tells how far the index is.
     """
     GetDocument: _grpc.UnaryUnaryMultiCallable[_corpus_service_pb2.GetDocumentRequest, _corpus_service_pb2.Document]
@@ -58,7 +58,7 @@ class CorpusServiceAsyncStub(CorpusServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateDocument: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.CreateDocumentRequest, _corpus_service_pb2.Document]  # type: ignore[assignment]
     """Stores a document and cuts it into passages. Passages that the corpus holds
-    already, word for word, are not stored again. Once acknowledged it is
+    already, word for word, are not found twice. Once acknowledged it is
     durable; `indexed_passages` of GetDocument tells how far the index is.
     """
     GetDocument: _aio.UnaryUnaryMultiCallable[_corpus_service_pb2.GetDocumentRequest, _corpus_service_pb2.Document]  # type: ignore[assignment]
@@ -81,7 +81,7 @@ class CorpusServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_corpus_service_pb2.Document, _abc.Awaitable[_corpus_service_pb2.Document]]:
         """Stores a document and cuts it into passages. Passages that the corpus holds
-        already, word for word, are not stored again. Once acknowledged it is
+        already, word for word, are not found twice. Once acknowledged it is
         durable; `indexed_passages` of GetDocument tells how far the index is.
         """
 

@@ -46,7 +46,7 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_POLICY: FinishReason
 
 class SessionEvent(_message.Message):
-    __slots__ = ("event_id", "turn_id", "time", "turn_started", "waiting", "text_delta", "memory_citation", "policy_event", "notice", "usage", "latency", "turn_interrupted", "turn_completed", "go_away", "gap")
+    __slots__ = ("event_id", "turn_id", "time", "turn_started", "waiting", "text_delta", "memory_citation", "policy_event", "notice", "usage", "latency", "turn_interrupted", "turn_completed", "go_away", "gap", "passage_citation")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class SessionEvent(_message.Message):
     TURN_COMPLETED_FIELD_NUMBER: _ClassVar[int]
     GO_AWAY_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
+    PASSAGE_CITATION_FIELD_NUMBER: _ClassVar[int]
     event_id: int
     turn_id: str
     time: _timestamp_pb2.Timestamp
@@ -77,7 +78,8 @@ class SessionEvent(_message.Message):
     turn_completed: TurnCompleted
     go_away: GoAway
     gap: Gap
-    def __init__(self, event_id: _Optional[int] = ..., turn_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., turn_started: _Optional[_Union[TurnStarted, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., memory_citation: _Optional[_Union[MemoryCitation, _Mapping]] = ..., policy_event: _Optional[_Union[PolicyEvent, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., latency: _Optional[_Union[Latency, _Mapping]] = ..., turn_interrupted: _Optional[_Union[TurnInterrupted, _Mapping]] = ..., turn_completed: _Optional[_Union[TurnCompleted, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ...) -> None: ...
+    passage_citation: PassageCitation
+    def __init__(self, event_id: _Optional[int] = ..., turn_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., turn_started: _Optional[_Union[TurnStarted, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., memory_citation: _Optional[_Union[MemoryCitation, _Mapping]] = ..., policy_event: _Optional[_Union[PolicyEvent, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., latency: _Optional[_Union[Latency, _Mapping]] = ..., turn_interrupted: _Optional[_Union[TurnInterrupted, _Mapping]] = ..., turn_completed: _Optional[_Union[TurnCompleted, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., passage_citation: _Optional[_Union[PassageCitation, _Mapping]] = ...) -> None: ...
 
 class TurnStarted(_message.Message):
     __slots__ = ("disclosure", "revision")
@@ -120,6 +122,22 @@ class MemoryCitation(_message.Message):
     occur_time: _timestamp_pb2.Timestamp
     score: float
     def __init__(self, memory: _Optional[str] = ..., quote: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+
+class PassageCitation(_message.Message):
+    __slots__ = ("document", "title", "uri", "quote", "publish_time", "score")
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    QUOTE_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    document: str
+    title: str
+    uri: str
+    quote: str
+    publish_time: _timestamp_pb2.Timestamp
+    score: float
+    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., quote: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
 
 class PolicyEvent(_message.Message):
     __slots__ = ("action", "category", "reason_code", "stage", "decision")

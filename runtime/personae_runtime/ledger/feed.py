@@ -1,0 +1,98 @@
+"""The feed of changes that an index follows, and its place in it."""
+
+from __future__ import annotations
+
+from personae_runtime.ledger.database import Database
+from personae_runtime.memory.store import ChangeCursor, MemoryChange
+
+
+class ChangeFeed:
+    """The part of `personae_runtime.memory.store.MemoryStore` that is the same for every table with a feed.
+
+    The table has `scope`, `change_xid` and `change_seq`; each row is one change, its latest.
+
+    Args:
+        table, key: of the rows, and their id.
+        erased: the column that is set when a row's words are gone.
+    """
+
+    def __init__(self, database: Database, *, table: str, key: str, erased: str) -> None:
+        self._database = database
+        self._table = table
+        self._key = key
+        self._erased = erased
+
+    async def changes(self, after: ChangeCursor, limit: int) -> list[MemoryChange]:
+        """See MemoryStore."""
+        # Only transactions below every one still running: none can commit behind the cursor.
+        rows = await self._database.fetch(
+            f"SELECT change_xid::text::bigint AS xid, change_seq, {self._key} AS id, scope,"
+            f" {self._erased} IS NOT NULL AS deleted FROM {self._table}"
+            " WHERE (change_xid, change_seq) > ($1::text::xid8, $2)"
+            " AND change_xid < pg_snapshot_xmin(pg_current_snapshot())"
+            " ORDER BY change_xid, change_seq LIMIT $3",
+            str(after.xid),
+            after.seq,
+            limit,
+        )
+        return [
+            MemoryChange(ChangeCursor(row["xid"], row["change_seq"]), row["id"], row["scope"], row["deleted"])
+            for row in rows
+        ]
+
+    async def load_cursor(self, index: str) -> ChangeCursor:
+        """See MemoryStore."""
+        row = await self._database.fetchrow("SELECT xid, seq FROM index_cursors WHERE index = $1", index)
+        return ChangeCursor() if row is None else ChangeCursor(row["xid"], row["seq"])
+
+    async def save_cursor(self, index: str, cursor: ChangeCursor) -> None:
+        """See MemoryStore."""
+        await self._database.execute(
+            "INSERT INTO index_cursors (index, xid, seq) VALUES ($1, $2, $3)"
+            " ON CONFLICT (index) DO UPDATE SET xid = $2, seq = $3, updated_at = now()",
+            index,
+            cursor.xid,
+            cursor.seq,
+        )
+
+    async def pending(self, scope: str, index: str) -> int:
+        """See MemoryStore."""
+        return await self._pending(index, scope)
+
+    async def pending_total(self, index: str) -> int:
+        """See MemoryStore."""
+        return await self._pending(index, None)
+
+    async def total_changes(self) -> int:
+        """See MemoryStore."""
+        return int(await self._database.fetchval(f"SELECT count(*) FROM {self._table}"))
+
+    async def adopt(self) -> None:
+        """Bring change ids that another server gave, as after a restore, into this server's order.
+
+        Without it the feed would hold such rows back until this server had
+        counted as many transactions; every index starts over.
+        """
+        async with self._database.transaction() as connection:
+            foreign = await connection.fetchval(
+                f"SELECT EXISTS (SELECT 1 FROM {self._table} WHERE change_xid > pg_current_xact_id())"
+                " OR EXISTS (SELECT 1 FROM index_cursors WHERE xid > pg_current_xact_id()::text::bigint)"
+            )
+            if foreign:
+                await connection.execute(
+                    f"UPDATE {self._table}"
+                    " SET change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+                )
+                await connection.execute("DELETE FROM index_cursors")
+
+    async def _pending(self, index: str, scope: str | None) -> int:
+        cursor = await self.load_cursor(index)
+        return int(
+            await self._database.fetchval(
+                f"SELECT count(*) FROM {self._table} WHERE ($3::text IS NULL OR scope = $3)"
+                " AND (change_xid, change_seq) > ($1::text::xid8, $2)",
+                str(cursor.xid),
+                cursor.seq,
+                scope,
+            )
+        )
