@@ -18,8 +18,12 @@ from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.vault import Vault, load_master_key
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
+from personae_runtime.memory.factory import build_index, cursor_name, index_directory
 from personae_runtime.memory.indexer import Indexer
+from personae_runtime.memory.qdrant import QdrantMemoryIndex
+from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Recall
+from personae_runtime.memory.store import ChangeCursor
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
 
@@ -27,6 +31,8 @@ OUTAGE_S = 30.0
 """Seconds that a start waits for a ledger that was there and went away."""
 T = TypeVar("T")
 EMBEDDING_MODEL = "all-minilm-l6-v2-int8"
+REBUILD_BATCH = 128
+"""Changes of a rebuild between two flushes: nobody waits for the first of them."""
 
 
 @dataclass(slots=True)
@@ -90,32 +96,74 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     return Stores(database, vault, memories, postgres)
 
 
-async def open_memory(
-    settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry, *, fresh: bool = False
-) -> MemoryParts:
-    """Open the index and the embedder; closed by `stack`. `fresh` begins with an empty index.
+async def open_memory(settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry) -> MemoryParts:
+    """Open the index and the embedder; closed by `stack`.
 
     Raises:
         MissingModel: the dense arm is on and its model is not there.
     """
-    embedder = None
-    if settings.memory.dense:
-        embedder = OnnxEmbedder(
-            model_path(EMBEDDING_MODEL, "model.onnx", settings.models_dir),
-            model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
-        )
-        stack.push_async_callback(embedder.close)
-        await embedder.start()
-    index = EdgeMemoryIndex(settings.data_dir / "memory-index")
+    embedder = await _open_embedder(settings, stack)
+    index = build_index(settings.memory, settings.data_dir)
     stack.push_async_callback(index.close)
-    if fresh:
-        await index.recreate()
-    else:
-        await index.open()
+    await index.open()
     recall = Recall(
         index,
         stores.memories,
         embedder,
         on_fallback=lambda reason: telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()}),
     )
-    return MemoryParts(recall, Indexer(index, stores.memories, embedder))
+    return MemoryParts(recall, Indexer(index, stores.memories, embedder, cursor_name(settings.memory)))
+
+
+async def rebuild_memory(
+    settings: Settings, stores: Stores, stack: AsyncExitStack, on_progress: Callable[[int, int], None]
+) -> int:
+    """Build the index anew from the ledger; the number of changes taken up.
+
+    The embedded index is emptied first, readable or not. On a server a new
+    collection is filled beside the one in use and takes its place when it is
+    level with the ledger: searches go on meanwhile.
+
+    Args:
+        on_progress: told (changes done, changes in all) now and then.
+
+    Raises:
+        MissingModel: the dense arm is on and its model is not there.
+    """
+    embedder = await _open_embedder(settings, stack)
+    name = cursor_name(settings.memory)
+    if settings.memory.qdrant.url is None:
+        embedded = EdgeMemoryIndex(index_directory(settings.data_dir))
+        stack.push_async_callback(embedded.close)
+        await embedded.recreate()
+        return await Indexer(embedded, stores.memories, embedder, name, batch=REBUILD_BATCH).reindex(on_progress)
+    layout = await stack.enter_async_context(ServerLayout(settings.memory.qdrant))
+    old = await layout.target()
+    collection = await layout.create()
+    index = QdrantMemoryIndex(settings.memory.qdrant, collection=collection)
+    stack.push_async_callback(index.close)
+    await index.open()
+    # A cursor of its own: the indexer of a running host goes on with the other one.
+    rebuild = f"{name}:rebuild"
+    indexer = Indexer(index, stores.memories, embedder, rebuild, batch=REBUILD_BATCH)
+    done = await indexer.reindex(on_progress)
+    await layout.switch(collection)
+    # What that indexer put into the old collection since.
+    done += await indexer.catch_up()
+    if await stores.memories.load_cursor(name) == ChangeCursor():
+        await stores.memories.save_cursor(name, await stores.memories.load_cursor(rebuild))
+    if old is not None:
+        await layout.drop(old)
+    return done
+
+
+async def _open_embedder(settings: Settings, stack: AsyncExitStack) -> OnnxEmbedder | None:
+    if not settings.memory.dense:
+        return None
+    embedder = OnnxEmbedder(
+        model_path(EMBEDDING_MODEL, "model.onnx", settings.models_dir),
+        model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
+    )
+    stack.push_async_callback(embedder.close)
+    await embedder.start()
+    return embedder

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from personae_runtime.config import load_settings
 from personae_runtime.engines.registry import Engines
-from personae_runtime.memory.indexer import DEFAULT_NAME
+from personae_runtime.memory.factory import cursor_name
 from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -85,7 +85,7 @@ class GatewayReplica:
             ]
             for engine in engines:
                 await engine.start()
-            remote = None if memory is None else RemoteMemory(memory, DEFAULT_NAME)
+            remote = None if memory is None else RemoteMemory(memory, cursor_name(settings.memory))
             gateway = settings.gateway.model_copy(
                 update={
                     "reuse_port": True,
