@@ -7,7 +7,7 @@ ignored. Collections, aliases and points are on disk when a call is answered.
 It is one node: what is said of replicas is kept and told, and means nothing. Shards
 that Qdrant chooses by itself are one Edge shard; every shard key has its own.
 
-    python -m tests.qdrant_server --directory D [--port N] [--api-key K]
+    python -m tests.qdrant_server --directory D [--port N] [--api-key K] [--tls FOLDER]
 """
 
 from __future__ import annotations
@@ -585,12 +585,16 @@ class Key(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-async def serve(directory: Path, port: int, key: str | None) -> None:
+async def serve(directory: Path, port: int, key: str | None, tls: Path | None) -> None:
     server = grpc.aio.server(interceptors=[] if key is None else [Key(key)])
     storage = Storage(directory)
     api.add_CollectionsServicer_to_server(Collections(storage), server)
     api.add_PointsServicer_to_server(Points(storage), server)
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    if tls is None:
+        bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    else:
+        pair = ((tls / "server.key").read_bytes(), (tls / "server.crt").read_bytes())
+        bound = server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([pair]))
     await server.start()
     print(bound, flush=True)
     await server.wait_for_termination()
@@ -602,22 +606,25 @@ class Server:
     Args:
         directory: keeps what it holds, from one start to the next.
         key: that callers must have.
+        tls: folder with `server.crt` and `server.key`; None is plaintext.
     """
 
-    def __init__(self, directory: Path, *, key: str | None = None) -> None:
+    def __init__(self, directory: Path, *, key: str | None = None, tls: Path | None = None) -> None:
         self._directory = directory
         self._key = key
+        self._tls = tls
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self._port}"
 
     def start(self) -> None:
         """Start it, at the port of last time, and wait until it listens."""
         arguments = ["--directory", str(self._directory), "--port", str(self._port)]
         arguments += [] if self._key is None else ["--api-key", self._key]
+        arguments += [] if self._tls is None else ["--tls", str(self._tls)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.qdrant_server", *arguments], env=environment, stdout=subprocess.PIPE
@@ -640,9 +647,9 @@ class Server:
 
 
 @contextmanager
-def running(directory: Path, *, key: str | None = None) -> Iterator[Server]:
+def running(directory: Path, *, key: str | None = None, tls: Path | None = None) -> Iterator[Server]:
     """A server that runs inside the block."""
-    server = Server(directory, key=key)
+    server = Server(directory, key=key, tls=tls)
     try:
         server.start()
         yield server
@@ -655,8 +662,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--api-key")
+    parser.add_argument("--tls", type=Path)
     given = parser.parse_args(None if arguments is None else list(arguments))
-    asyncio.run(serve(given.directory, given.port, given.api_key))
+    asyncio.run(serve(given.directory, given.port, given.api_key, given.tls))
 
 
 if __name__ == "__main__":

@@ -678,7 +678,7 @@ class ModelDeploymentSettings(EngineSettings, ReplicaSettings):
 
 
 class MemoryDeploymentSettings(_Section):
-    """The memory deployment: one replica, as one process can have the index open."""
+    """The memory deployment: one replica, as one process follows the ledger into the index."""
 
     num_cpus: float = Field(1.0, ge=0, description="Processors that Ray sets aside for the replica.", examples=[1])
 

@@ -1,8 +1,9 @@
 """The memory deployment: the index, the embedder and the indexer of a cluster.
 
-One replica has the index open (Qdrant Edge lets one process open a directory);
-gateways recall through its handle. While it is away turns go on without
-memories, and what is remembered meanwhile waits in the ledger.
+One replica has the index open: Qdrant Edge lets one process open a directory, and
+into an index on a server too only one may follow the ledger. Gateways recall
+through its handle. While it is away turns go on without memories, and what is
+remembered meanwhile waits in the ledger.
 """
 
 from __future__ import annotations

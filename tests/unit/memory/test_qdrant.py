@@ -23,6 +23,7 @@ from personae_runtime.memory.index import DENSE_DIM, SCOPE, MemoryPoint, SparseV
 from personae_runtime.memory.qdrant import BATCH, IndexLayoutWrong, IndexMissing, QdrantMemoryIndex, shard_key
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_serve.stores import Stores, rebuild_memory
+from tests.credentials import make_certificate
 from tests.memory_store import DictMemoryStore
 from tests.qdrant_server import Server, running
 from tests.unit.memory.conftest import record
@@ -291,6 +292,19 @@ async def test_a_wrong_key_is_refused_by_name(own_server: Server, key: str | Non
         await QdrantMemoryIndex(settings_of(own_server, api_key=key)).open()
     assert refused.value.reason == "INDEX_UNAUTHORIZED"
     assert "wrong" not in refused.value.message
+
+
+async def test_tls_by_an_authority_of_ones_own(tmp_path: Path) -> None:
+    authority = make_certificate("authority", authority=True)
+    ca, _ = authority.write(tmp_path, "ca")
+    make_certificate("qdrant", by=authority).write(tmp_path, "server")
+    with running(tmp_path / "server", key="right", tls=tmp_path) as server:
+        async with opened(settings_of(server, api_key="right", ca=ca)) as index:
+            assert await index.count() == 0
+        with pytest.raises(Unavailable):
+            await QdrantMemoryIndex(settings_of(server, api_key="right")).open()
+        with pytest.raises(ConfigError, match=r"memory\.qdrant\.ca"):
+            await QdrantMemoryIndex(settings_of(server, ca=tmp_path / "absent")).open()
 
 
 async def test_a_write_that_is_not_applied_in_time_is_not_taken_for_done(
