@@ -9,9 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.qdrant_server import Server
 
 # Tests start PostgreSQL beside open channels, and a fork is none of gRPC's business.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -89,6 +93,15 @@ def eval_data() -> Path:
     if not EVAL_DATA.is_dir():
         pytest.skip(NO_EVAL_DATA)
     return EVAL_DATA
+
+
+@pytest.fixture(scope="session")
+def qdrant_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Qdrant server for tests that leave it running, each with collections of its own."""
+    from tests.qdrant_server import running
+
+    with running(tmp_path_factory.mktemp("qdrant")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -351,6 +351,92 @@ class EngineSettings(_Section):
         return adapters
 
 
+class QdrantSettings(_Section):
+    """A Qdrant server as the memory index, for all hosts of one ledger. `personae memory init` lays it out."""
+
+    url: str | None = Field(
+        None,
+        description="Address of its gRPC port, http or https; unset keeps the index in data_dir (Qdrant Edge).",
+        examples=["https://qdrant.internal:6334"],
+    )
+    api_key: SecretStr | None = Field(
+        None, description="Its API key, one that may write.", examples=["output of: openssl rand -hex 24"]
+    )
+    ca: FilePath | None = Field(
+        None,
+        description="PEM file of the authorities of its certificate; unset takes those that gRPC ships.",
+        examples=["/etc/personae/tls/qdrant-ca.crt"],
+    )
+    allow_plaintext: bool = Field(
+        False,
+        description="Accept http to another machine: vectors and the API key then cross the network readable.",
+        examples=[True],
+    )
+    collection: str = Field(
+        "personae_memory",
+        pattern=r"^[a-z][a-z0-9_]{0,62}$",
+        description="Alias under which the collection is found; the collection itself has it as a prefix.",
+        examples=["personae_memory"],
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds that a write may take.", examples=[5])
+    search_timeout_s: float = Field(
+        0.5, gt=0, le=60, description="Seconds that a search may take; a turn then goes on without it.", examples=[0.5]
+    )
+    shard_number: int = Field(
+        1, ge=1, le=10_000, description="Shards of the collection, or of each shard key.", examples=[6]
+    )
+    shard_keys: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Shard keys over which scopes are spread by hash, so that a search asks the shards of one key;"
+        " 0 leaves points to Qdrant, and a search asks all shards.",
+        examples=[12],
+    )
+    replication_factor: int = Field(1, ge=1, le=10, description="Copies of each shard.", examples=[2])
+    write_consistency_factor: int = Field(
+        1, ge=1, le=10, description="Copies that must have a write before it counts as done.", examples=[1]
+    )
+    payload_m: int = Field(
+        16, ge=4, le=128, description="Links of a point in the search graph of its own scope.", examples=[16]
+    )
+    on_disk: bool = Field(
+        True, description="Leave vectors and sparse index on disk until they are asked for.", examples=[True]
+    )
+    quantization: Literal["int8", "none"] = Field(
+        "int8", description="Form of the dense vectors that searches read, kept in memory.", examples=["int8"]
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return url
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+        except ValueError:
+            right = False
+        if not right or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+            raise ValueError("http:// or https://, a host, and a port unless it is 6334")
+        return url
+
+    @model_validator(mode="after")
+    def _is_private(self) -> Self:
+        scheme, host, _ = self.address
+        if scheme == "http" and not is_loopback(host) and not self.allow_plaintext:
+            raise ValueError("an https URL, as the host is another machine; or allow_plaintext = true")
+        if self.write_consistency_factor > self.replication_factor:
+            raise ValueError("write_consistency_factor of at most replication_factor")
+        return self
+
+    @property
+    def address(self) -> tuple[str, str, int]:
+        """Scheme, host and gRPC port; loopback if `url` is unset."""
+        parts = urlsplit(self.url or "http://127.0.0.1")
+        return parts.scheme, parts.hostname or "", parts.port or 6334
+
+
 class MemorySettings(_Section):
     """Recall."""
 
@@ -363,6 +449,7 @@ class MemorySettings(_Section):
     dense_deadline_ms: float = Field(
         25.0, ge=0, description="Milliseconds the embedding may take before recall goes on without it.", examples=[25]
     )
+    qdrant: QdrantSettings = QdrantSettings()
 
 
 class PolicySettings(_Section):
@@ -594,7 +681,7 @@ class ModelDeploymentSettings(EngineSettings, ReplicaSettings):
 
 
 class MemoryDeploymentSettings(_Section):
-    """The memory deployment: one replica, as one process can have the index open."""
+    """The memory deployment: one replica, as one process follows the ledger into the index."""
 
     num_cpus: float = Field(1.0, ge=0, description="Processors that Ray sets aside for the replica.", examples=[1])
 

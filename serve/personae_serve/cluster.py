@@ -62,7 +62,7 @@ def application(args: dict[str, Any]) -> serve.Application:
     if settings.memory.enabled:
         memory = serve.deployment(
             name=MEMORY,
-            # One process can have the index open.
+            # One process follows the ledger into the index.
             num_replicas=1,
             max_ongoing_requests=1000,
             ray_actor_options={"num_cpus": cluster.memory.num_cpus},

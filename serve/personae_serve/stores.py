@@ -19,9 +19,12 @@ from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.vault import Vault, load_master_key
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
+from personae_runtime.memory.factory import Part, build_index, cursor_name, index_directory, server_settings
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.passages import INDEX_NAME
+from personae_runtime.memory.qdrant import QdrantMemoryIndex
+from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Fallback, Recall
+from personae_runtime.memory.store import ChangeCursor, MemoryStore
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
 
@@ -29,6 +32,8 @@ OUTAGE_S = 30.0
 """Seconds that a start waits for a ledger that was there and went away."""
 T = TypeVar("T")
 EMBEDDING_MODEL = "all-minilm-l6-v2-int8"
+REBUILD_BATCH = 128
+"""Changes of a rebuild between two flushes: nobody waits for the first of them."""
 
 
 @dataclass(slots=True)
@@ -40,6 +45,10 @@ class Stores:
     memories: MemoryLedger
     documents: DocumentLedger
     postgres: EmbeddedPostgres | None
+
+    def of(self, part: Part) -> MemoryStore:
+        """What an index is filled from."""
+        return self.memories if part is Part.MEMORIES else self.documents
 
 
 @dataclass(slots=True)
@@ -91,42 +100,102 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     vault = Vault(master, database)
     await through_outage(vault.verify)
     memories = MemoryLedger(database, vault)
-    documents = DocumentLedger(database, vault)
+    documents = DocumentLedger(database, vault, cursor_name(settings.memory, Part.PASSAGES))
     for feed in (memories, documents):
         await through_outage(feed.adopt)
     return Stores(database, vault, memories, documents, postgres)
 
 
-async def open_memory(
-    settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry, *, fresh: bool = False
-) -> MemoryParts:
-    """Open the indexes and the embedder; closed by `stack`. `fresh` begins with empty indexes.
+async def open_memory(settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry) -> MemoryParts:
+    """Open the indexes and the embedder; closed by `stack`.
 
     Raises:
         MissingModel: the dense arm is on and its model is not there.
     """
-    embedder = None
-    if settings.memory.dense:
-        embedder = OnnxEmbedder(
-            model_path(EMBEDDING_MODEL, "model.onnx", settings.models_dir),
-            model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
-        )
-        stack.push_async_callback(embedder.close)
-        await embedder.start()
+    embedder = await _open_embedder(settings, stack)
 
     def on_fallback(reason: Fallback) -> None:
         telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()})
 
-    async def opened(folder: str) -> EdgeMemoryIndex:
-        index = EdgeMemoryIndex(settings.data_dir / folder)
+    async def opened(part: Part) -> tuple[Recall, Indexer]:
+        index, store = build_index(settings.memory, settings.data_dir, part), stores.of(part)
         stack.push_async_callback(index.close)
-        await (index.recreate() if fresh else index.open())
-        return index
+        await index.open()
+        indexer = Indexer(index, store, embedder, cursor_name(settings.memory, part))
+        return Recall(index, store, embedder, on_fallback=on_fallback), indexer
 
-    people, own = await opened("memory-index"), await opened("corpus-index")
-    return MemoryParts(
-        Recall(people, stores.memories, embedder, on_fallback=on_fallback),
-        Indexer(people, stores.memories, embedder),
-        Recall(own, stores.documents, embedder, on_fallback=on_fallback),
-        Indexer(own, stores.documents, embedder, INDEX_NAME),
+    return MemoryParts(*await opened(Part.MEMORIES), *await opened(Part.PASSAGES))
+
+
+async def rebuild_memory(
+    settings: Settings, stores: Stores, stack: AsyncExitStack, on_progress: Callable[[int, int], None]
+) -> int:
+    """Build the indexes anew from the ledger; the number of changes taken up.
+
+    An embedded index is emptied first, readable or not. On a server a new
+    collection is filled beside the one in use and takes its place when it is
+    level with the ledger: searches go on meanwhile.
+
+    Args:
+        on_progress: told (changes done, changes in all) now and then.
+
+    Raises:
+        MissingModel: the dense arm is on and its model is not there.
+    """
+    embedder = await _open_embedder(settings, stack)
+    done = 0
+    total = sum([await stores.of(part).total_changes() for part in Part])
+    for part in Part:
+
+        def show(finished: int, _: int, before: int = done) -> None:
+            on_progress(before + finished, max(total, before + finished))
+
+        done += await _rebuild(settings, stores.of(part), stack, part, embedder, show)
+    return done
+
+
+async def _rebuild(
+    settings: Settings,
+    store: MemoryStore,
+    stack: AsyncExitStack,
+    part: Part,
+    embedder: OnnxEmbedder | None,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    name = cursor_name(settings.memory, part)
+    if settings.memory.qdrant.url is None:
+        embedded = EdgeMemoryIndex(index_directory(settings.data_dir, part))
+        stack.push_async_callback(embedded.close)
+        await embedded.recreate()
+        return await Indexer(embedded, store, embedder, name, batch=REBUILD_BATCH).reindex(on_progress)
+    qdrant = server_settings(settings.memory, part)
+    layout = await stack.enter_async_context(ServerLayout(qdrant))
+    old = await layout.target()
+    collection = await layout.create()
+    index = QdrantMemoryIndex(qdrant, collection=collection)
+    stack.push_async_callback(index.close)
+    await index.open()
+    # A cursor of its own: the indexer of a running host goes on with the other one.
+    rebuild = f"{name}:rebuild"
+    indexer = Indexer(index, store, embedder, rebuild, batch=REBUILD_BATCH)
+    done = await indexer.reindex(on_progress)
+    await layout.switch(collection)
+    # What that indexer put into the old collection since.
+    done += await indexer.catch_up()
+    if await store.load_cursor(name) == ChangeCursor():
+        await store.save_cursor(name, await store.load_cursor(rebuild))
+    if old is not None:
+        await layout.drop(old)
+    return done
+
+
+async def _open_embedder(settings: Settings, stack: AsyncExitStack) -> OnnxEmbedder | None:
+    if not settings.memory.dense:
+        return None
+    embedder = OnnxEmbedder(
+        model_path(EMBEDDING_MODEL, "model.onnx", settings.models_dir),
+        model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
     )
+    stack.push_async_callback(embedder.close)
+    await embedder.start()
+    return embedder

@@ -9,8 +9,10 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -18,32 +20,90 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from personae_runtime.errors import ConfigError, InvalidArgument
+from personae_runtime.config import QdrantSettings
+from personae_runtime.errors import InvalidArgument
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryIndex, MemoryPoint, PointKind, SparseVector
+from personae_runtime.memory.qdrant import QdrantMemoryIndex
+from personae_runtime.memory.qdrant_layout import ServerLayout
+from tests.qdrant_server import Server
 
 NOW = 1_700_000_000.0
 
-Backend = Callable[[Path], MemoryIndex]
-BACKENDS: dict[str, Backend] = {"edge": EdgeMemoryIndex}
+
+class Backend(Protocol):
+    """Makes indexes of one kind; a directory names what is stored."""
+
+    def __call__(self, directory: Path) -> MemoryIndex: ...
+
+    async def prepare(self, directory: Path) -> None:
+        """What has to be there before an index is opened for the first time."""
+
+    def code(self, directory: Path) -> str:
+        """Python that makes the same index in another process, as `index`."""
 
 
-@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS.keys())
+class Edge:
+    def __call__(self, directory: Path) -> MemoryIndex:
+        return EdgeMemoryIndex(directory)
+
+    async def prepare(self, directory: Path) -> None:
+        pass
+
+    def code(self, directory: Path) -> str:
+        return f"""
+from pathlib import Path
+from personae_runtime.memory.edge import EdgeMemoryIndex
+index = EdgeMemoryIndex(Path({str(directory)!r}))
+"""
+
+
+class Qdrant:
+    """A server, asked over gRPC; a collection of its own for each directory."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def _given(self, directory: Path) -> dict[str, object]:
+        collection = f"m{blake2b(str(directory).encode(), digest_size=8).hexdigest()}"
+        return {"url": self._server.url, "collection": collection, "timeout_s": 30, "search_timeout_s": 30}
+
+    def __call__(self, directory: Path) -> MemoryIndex:
+        return QdrantMemoryIndex(QdrantSettings.model_validate(self._given(directory)))
+
+    async def prepare(self, directory: Path) -> None:
+        async with ServerLayout(QdrantSettings.model_validate(self._given(directory))) as layout:
+            await layout.init()
+
+    def code(self, directory: Path) -> str:
+        return f"""
+from personae_runtime.config import QdrantSettings
+from personae_runtime.memory.qdrant import QdrantMemoryIndex
+index = QdrantMemoryIndex(QdrantSettings.model_validate({self._given(directory)!r}))
+"""
+
+
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest], Backend]] = {
+    "edge": lambda _: Edge(),
+    "qdrant": lambda request: Qdrant(request.getfixturevalue("qdrant_server")),
+}
+
+
+@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS.keys(), scope="module")
 def backend(request: pytest.FixtureRequest) -> Backend:
-    made: Backend = request.param
+    made: Backend = request.param(request)
     return made
 
 
 @pytest.fixture
 async def index(backend: Backend, tmp_path: Path) -> AsyncIterator[MemoryIndex]:
-    opened = backend(tmp_path)
-    await opened.open()
-    yield opened
-    await opened.close()
+    async with opened(backend, tmp_path) as index:
+        yield index
 
 
 @asynccontextmanager
 async def opened(backend: Backend, directory: Path) -> AsyncIterator[MemoryIndex]:
+    await backend.prepare(directory)
     index = backend(directory)
     await index.open()
     try:
@@ -217,13 +277,13 @@ async def test_the_same_query_gives_the_same_order(index: MemoryIndex) -> None:
 
 
 async def test_an_upsert_replaces_everything_of_a_point(index: MemoryIndex) -> None:
-    old = point(bag(1), axis(0), expires_at=NOW - 1)
+    old = point(bag(1), axis(0), expires_at=NOW - 1, kind=PointKind.FACT)
     await index.upsert([old])
-    await index.upsert([point(bag(2), None, memory_id=old.memory_id, scope="b")])
-    assert await index.count() == await index.count("b") == 1
+    await index.upsert([point(bag(2), None, memory_id=old.memory_id)])
+    assert await index.count() == await index.count("a") == 1
     assert await ids(index, bag(1), axis(0)) == []
-    assert await ids(index, bag(2), None, scope="b") == [old.memory_id]
-    assert await ids(index, None, axis(0), scope="b") == []
+    assert await ids(index, bag(2), None, kind=PointKind.EPISODE) == [old.memory_id]
+    assert await ids(index, None, axis(0)) == []
 
 
 async def test_the_last_of_a_repeated_id_in_one_call_wins(index: MemoryIndex) -> None:
@@ -316,36 +376,14 @@ async def test_what_was_cleared_stays_away_when_opened_again(backend: Backend, t
         assert await index.count() == 0
 
 
-async def test_a_second_opener_is_refused_until_the_first_closes(backend: Backend, tmp_path: Path) -> None:
-    async with opened(backend, tmp_path):
-        with pytest.raises(ConfigError, match="another process"):
-            await backend(tmp_path).open()
-        code = textwrap.dedent(
-            f"""
-            import asyncio, sys
-            from pathlib import Path
-            from {backend.__module__} import {backend.__name__}
-            from personae_runtime.errors import ConfigError
-            try:
-                asyncio.run({backend.__name__}(Path(sys.argv[1])).open())
-            except ConfigError:
-                sys.exit(42)
-            """
-        )
-        assert _python(code, str(tmp_path)).wait() == 42
-    async with opened(backend, tmp_path) as index:
-        assert await index.count() == 0
-
-
 @pytest.mark.parametrize("end", ["writing", "flushing"])
 async def test_what_was_flushed_survives_a_sigkill(backend: Backend, tmp_path: Path, end: str) -> None:
     """The child flushes 200 points and a deletion, says so, and is killed while it goes on."""
-    code = textwrap.dedent(
-        f"""
+    await backend.prepare(tmp_path)
+    code = backend.code(tmp_path) + textwrap.dedent(
+        """
         import asyncio, sys
-        from pathlib import Path
         from uuid import UUID
-        from {backend.__module__} import {backend.__name__}
         from personae_runtime.memory.index import DENSE_DIM, MemoryPoint, SparseVector
 
         def points(first, count):
@@ -355,7 +393,6 @@ async def test_what_was_flushed_survives_a_sigkill(backend: Backend, tmp_path: P
                 yield MemoryPoint(UUID(int=i), "a", SparseVector((1, 1000 + i), (1.0, 1.0)), dense)
 
         async def main():
-            index = {backend.__name__}(Path(sys.argv[1]))
             await index.open()
             await index.upsert(list(points(1, 200)))
             await index.delete([UUID(int=200)])
@@ -365,7 +402,7 @@ async def test_what_was_flushed_survives_a_sigkill(backend: Backend, tmp_path: P
             while True:
                 await index.upsert(list(points(first, 20)))
                 first += 20
-                if sys.argv[2] == "flushing":
+                if sys.argv[1] == "flushing":
                     await index.flush()
                 if first % 100 == 1:
                     print(first, flush=True)
@@ -373,7 +410,7 @@ async def test_what_was_flushed_survives_a_sigkill(backend: Backend, tmp_path: P
         asyncio.run(main())
         """
     )
-    child = _python(code, str(tmp_path), end)
+    child = _python(code, end)
     assert child.stdout is not None
     with child.stdout:
         assert child.stdout.readline() == b"flushed\n"
@@ -402,7 +439,6 @@ POINTS = st.lists(
 )
 
 
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS.keys())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 @given(written=POINTS, scope=SCOPES, words=st.none() | st.sets(st.integers(0, 5)), near=st.none() | st.integers(0, 3))
 async def test_a_query_returns_exactly_the_living_matches_of_its_own_scope(

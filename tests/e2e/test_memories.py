@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -12,8 +13,13 @@ from google.protobuf import timestamp_pb2
 
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1 import policy_service_pb2
+from personae_runtime.config import QdrantSettings
+from personae_runtime.errors import Unavailable
+from personae_runtime.memory.qdrant import IndexMissing
+from personae_runtime.memory.qdrant_layout import ServerLayout
 from tests.e2e.conftest import StartHost
-from tests.e2e.support import Api, Hosted, failure, kinds, new_user
+from tests.e2e.support import WAIT_S, Api, Hosted, failure, kinds, new_user
+from tests.qdrant_server import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -251,3 +257,42 @@ async def test_memory_can_be_turned_off(start_host: StartHost) -> None:
         assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MEMORY_DISABLED")
     assert kinds(await api.say(await api.session(persona, user), BIKE))[-1] == "turn_completed"
     assert await api.memories_of(user) == []
+
+
+async def test_memories_on_a_qdrant_server_and_turns_without_it(
+    start_host: StartHost, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with running(tmp_path_factory.mktemp("server"), key="of the test") as server:
+        given = {"url": server.url, "api_key": "of the test", "timeout_s": 10, "search_timeout_s": 10}
+        with pytest.raises(IndexMissing, match="personae memory init"):
+            await start_host("unprepared", memory={"qdrant": given})
+        async with ServerLayout(QdrantSettings.model_validate(given)) as layout:
+            await layout.init()
+        hosted = await start_host(memory={"qdrant": given})
+        api = hosted.api
+        persona = await api.persona()
+        user, other = new_user(persona), new_user(persona)
+        kept, gone = await api.remember(user, BIKE), await api.remember(user, "My car is a red Saab called Piggy.")
+        await api.remember(other, "My Brompton is blue.")
+        await hosted.indexed()
+        assert await search(api, user, "Which colour is the Brompton?") == [BIKE]
+        assert gone.text in await search(api, user, "What is the Saab called?")
+        await api.memories.ForgetMemory(pb.ForgetMemoryRequest(name=gone.name))
+        await hosted.indexed()
+        assert gone.text not in await search(api, user, "What is the Saab called?")
+
+        session = await api.session(persona, user)
+        assert "memory_citation" in kinds(await api.say(session, "Which colour is the Brompton?"))
+        server.kill()
+        events = kinds(await api.say(session, "And what is the Brompton called?"))
+        assert "memory_citation" not in events
+        assert events[-1] == "turn_completed"
+        assert (await failure(search(api, user, "Brompton"))).reason == "INDEX_UNAVAILABLE"
+        server.start()
+        # What is remembered meanwhile waits in the ledger; the channel looks for the server again by itself.
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with suppress(Unavailable):
+                    await hosted.indexed()
+                    break
+        assert kept.text in await search(api, user, "Which colour is the Brompton?")

@@ -15,7 +15,7 @@ from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.feed import ChangeFeed
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeCipher, ScopeErased, Vault
-from personae_runtime.memory.passages import INDEX_NAME, Passage, Piece, normalised
+from personae_runtime.memory.passages import Passage, Piece, normalised
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 
@@ -55,11 +55,15 @@ class DocumentLedger(ChangeFeed):
     """Documents of personas, and their passages as a `personae_runtime.memory.store.MemoryStore`.
 
     A passage is a memory of the persona's own scope: its thread is its document.
+
+    Args:
+        index: the name under which the ledger keeps how far the passages' index is.
     """
 
-    def __init__(self, database: Database, vault: Vault) -> None:
+    def __init__(self, database: Database, vault: Vault, index: str) -> None:
         super().__init__(database, table="passages", key="passage_id", erased="deleted_at")
         self._vault = vault
+        self._index = index
 
     async def create(
         self, document: DocumentRow, pieces: Sequence[Piece], scope: str, mutation: Mutation
@@ -128,7 +132,7 @@ class DocumentLedger(ChangeFeed):
         Raises:
             NotFound: the persona has none of that id.
         """
-        cursor = await self.load_cursor(INDEX_NAME)
+        cursor = await self.load_cursor(self._index)
         columns = f"{_DOCUMENT}, text" if with_text else _DOCUMENT
         row = await self._database.fetchrow(
             f"SELECT {columns} FROM documents d"
@@ -148,7 +152,7 @@ class DocumentLedger(ChangeFeed):
     ) -> list[DocumentRow]:
         """Documents of a persona without their texts, newest first, after the place `before` in that order."""
         at, document_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
-        cursor = await self.load_cursor(INDEX_NAME)
+        cursor = await self.load_cursor(self._index)
         rows = await self._database.fetch(
             f"SELECT {_DOCUMENT} FROM documents d WHERE tenant = $3 AND persona = $4 AND deleted_at IS NULL"
             " AND (created_at, document_id) < ($5, $6) ORDER BY created_at DESC, document_id DESC LIMIT $7",

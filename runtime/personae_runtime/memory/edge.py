@@ -24,7 +24,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -34,17 +33,32 @@ from uuid import UUID
 
 import qdrant_edge as edge
 
-from personae_runtime.errors import ConfigError, FailedPrecondition, InvalidArgument, PersonaeError, Unavailable
-from personae_runtime.memory.index import DENSE_DIM, IndexHit, MemoryPoint, Place, PointKind, SparseVector
+from personae_runtime.errors import ConfigError, FailedPrecondition, PersonaeError, Unavailable
+from personae_runtime.memory.index import (
+    DENSE,
+    DENSE_DIM,
+    EXPIRES_AT,
+    KIND,
+    LAYOUT,
+    LEXICAL,
+    SCOPE,
+    VALID_FROM,
+    VALID_TO,
+    Difference,
+    IndexHit,
+    MemoryPoint,
+    Place,
+    PointKind,
+    SparseVector,
+    checked_dense,
+    checked_sparse,
+    hits,
+    payload_of,
+    places,
+)
 from personae_runtime.memory.worker import Lane, LaneWorker
 
 T = TypeVar("T")
-
-NEVER: Final = float(2**53)
-"""A time without bound, Unix seconds: beyond any clock, so that one range condition serves every point."""
-
-LAYOUT: Final = "2"
-"""Of a point's payload. An index of another layout is discarded, to be filled again from the ledger."""
 
 SYNC_EVERY: Final = 2_000
 """Written points after which `flush` waits for the disk all the same, so that the log stays short."""
@@ -53,14 +67,6 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 """Changes with every start of the machine; where it is absent every `flush` waits for the disk."""
 
 _log = logging.getLogger(__name__)
-
-_LEXICAL: Final = "lexical"
-_DENSE: Final = "dense"
-_SCOPE: Final = "scope"
-_EXPIRES_AT: Final = "expires_at"
-_KIND: Final = "kind"
-_VALID_FROM: Final = "valid_from"
-_VALID_TO: Final = "valid_to"
 
 
 class CorruptIndex(ConfigError):
@@ -160,32 +166,32 @@ class EdgeMemoryIndex:
         """
         if limit < 1 or (sparse is None and dense is None):
             return []
-        in_scope = edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))
-        must: list[Any] = [in_scope, edge.FieldCondition(_EXPIRES_AT, range=edge.RangeFloat(gt=now))]
+        in_scope = edge.FieldCondition(SCOPE, match=edge.MatchValue(scope))
+        must: list[Any] = [in_scope, edge.FieldCondition(EXPIRES_AT, range=edge.RangeFloat(gt=now))]
         if kind is not None:
-            must.append(edge.FieldCondition(_KIND, match=edge.MatchValue(kind.value)))
+            must.append(edge.FieldCondition(KIND, match=edge.MatchValue(kind.value)))
         if during is not None:
-            must.append(edge.FieldCondition(_VALID_FROM, range=edge.RangeFloat(lte=during[1])))
-            must.append(edge.FieldCondition(_VALID_TO, range=edge.RangeFloat(gt=during[0])))
+            must.append(edge.FieldCondition(VALID_FROM, range=edge.RangeFloat(lte=during[1])))
+            must.append(edge.FieldCondition(VALID_TO, range=edge.RangeFloat(gt=during[0])))
         alive = edge.Filter(must=must)
         # Other people's words neither shift a ranking nor show through it.
         per_scope = edge.SearchParams(idf=edge.IdfParams(corpus=edge.Filter(must=[in_scope])))
         requests = []
         if sparse is not None:
-            query = edge.Query.Nearest(_to_sparse(sparse), using=_LEXICAL)
+            query = edge.Query.Nearest(edge.SparseVector(*checked_sparse(sparse)), using=LEXICAL)
             requests.append(edge.QueryRequest(limit=limit, query=query, filter=alive, params=per_scope))
         if dense is not None:
-            query = edge.Query.Nearest(_to_dense(dense), using=_DENSE)
+            query = edge.Query.Nearest(checked_dense(dense), using=DENSE)
             requests.append(edge.QueryRequest(limit=limit, query=query, filter=alive))
         # One turn in the thread for both: a write between them would show in one arm only.
         found = await self._run(lambda shard: [_places(shard.query(request)) for request in requests], Lane.URGENT)
         lexical = found.pop(0) if sparse is not None else {}
         meant = found.pop(0) if dense is not None else {}
-        return [IndexHit(memory_id, lexical.get(memory_id), meant.get(memory_id)) for memory_id in {**lexical, **meant}]
+        return hits(lexical, meant)
 
     async def count(self, scope: str | None = None) -> int:
         """Points in a scope, or in all; expired ones count until they are deleted."""
-        where = None if scope is None else edge.Filter(must=[edge.FieldCondition(_SCOPE, match=edge.MatchValue(scope))])
+        where = None if scope is None else edge.Filter(must=[edge.FieldCondition(SCOPE, match=edge.MatchValue(scope))])
         return await self._run(lambda shard: shard.count(edge.CountRequest(exact=True, filter=where)))
 
     async def clear(self) -> None:
@@ -294,9 +300,15 @@ class EdgeMemoryIndex:
             (self._directory / "boot").unlink(missing_ok=True)
 
 
+def differences(directory: Path) -> list[Difference]:
+    """Where the index in a directory differs from what this version wants; read without opening it."""
+    layout = directory / "layout"
+    found = layout.read_text() if layout.exists() else None
+    return [] if found == LAYOUT else [Difference("layout", LAYOUT, found)]
+
+
 def _places(found: Sequence[edge.ScoredPoint]) -> dict[UUID, Place]:
-    scored = sorted((-point.score, UUID(str(point.id))) for point in found)
-    return {memory_id: Place(rank, -score) for rank, (score, memory_id) in enumerate(scored, start=1)}
+    return places((UUID(str(point.id)), point.score) for point in found)
 
 
 def _boot_id() -> str | None:
@@ -340,45 +352,20 @@ def _create_shard(path: Path) -> None:
     shard = edge.EdgeShard.create(
         str(path),
         edge.EdgeConfig(
-            vectors={_DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
-            sparse_vectors={_LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
+            vectors={DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
+            sparse_vectors={LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
         ),
     )
-    shard.update(edge.UpdateOperation.create_field_index(_SCOPE, edge.KeywordIndexParams(is_tenant=True)))
-    shard.update(edge.UpdateOperation.create_field_index(_KIND, edge.PayloadSchemaType.Keyword))
-    for field in (_EXPIRES_AT, _VALID_FROM, _VALID_TO):
+    shard.update(edge.UpdateOperation.create_field_index(SCOPE, edge.KeywordIndexParams(is_tenant=True)))
+    shard.update(edge.UpdateOperation.create_field_index(KIND, edge.PayloadSchemaType.Keyword))
+    for field in (EXPIRES_AT, VALID_FROM, VALID_TO):
         shard.update(edge.UpdateOperation.create_field_index(field, edge.PayloadSchemaType.Float))
     shard.flush()
     shard.close()
 
 
 def _to_point(point: MemoryPoint) -> edge.Point:
-    vectors: dict[str, edge.NamedVector] = {_LEXICAL: _to_sparse(point.sparse)}
+    vectors: dict[str, edge.NamedVector] = {LEXICAL: edge.SparseVector(*checked_sparse(point.sparse))}
     if point.dense is not None:
-        vectors[_DENSE] = _to_dense(point.dense)
-    times = {
-        _EXPIRES_AT: NEVER if point.expires_at is None else point.expires_at,
-        _VALID_FROM: -NEVER if point.valid_from is None else point.valid_from,
-        _VALID_TO: NEVER if point.valid_to is None else point.valid_to,
-    }
-    for name, moment in times.items():
-        if not math.isfinite(moment):
-            raise InvalidArgument(f"{name} of {point.memory_id} is {moment}, expected finite Unix seconds")
-    payload = {_SCOPE: point.scope, _KIND: point.kind.value, **{name: float(moment) for name, moment in times.items()}}
-    return edge.Point(point.memory_id, vectors, payload)
-
-
-def _to_sparse(vector: SparseVector) -> edge.SparseVector:
-    indices, values = list(vector.indices), [float(value) for value in vector.values]
-    if len(indices) != len(values) or len(set(indices)) != len(indices) or not all(map(math.isfinite, values)):
-        raise InvalidArgument("a sparse vector needs unique indices and as many finite values")
-    if any(not 0 <= index < 2**32 for index in indices):
-        raise InvalidArgument("a sparse index is outside 0 to 2^32 - 1")
-    return edge.SparseVector(indices, values)
-
-
-def _to_dense(vector: Sequence[float]) -> list[float]:
-    values = [float(value) for value in vector]
-    if len(values) != DENSE_DIM or not all(map(math.isfinite, values)):
-        raise InvalidArgument(f"a dense vector needs {DENSE_DIM} finite numbers, got {len(values)}")
-    return values
+        vectors[DENSE] = checked_dense(point.dense)
+    return edge.Point(point.memory_id, vectors, payload_of(point))

@@ -7,14 +7,34 @@ memory still lives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
-DENSE_DIM = 384
+from personae_runtime.errors import InvalidArgument
+
+DENSE_DIM: Final = 384
 """Dimensions of the dense vector (all-MiniLM-L6-v2)."""
+
+LAYOUT: Final = "2"
+"""Of a point as a backend stores it: `LEXICAL`, `DENSE` and the payload. An index of another layout is built anew."""
+
+LEXICAL: Final = "lexical"
+DENSE: Final = "dense"
+"""Names of the two vectors."""
+
+SCOPE: Final = "scope"
+KIND: Final = "kind"
+EXPIRES_AT: Final = "expires_at"
+VALID_FROM: Final = "valid_from"
+VALID_TO: Final = "valid_to"
+"""Names of the payload's fields, all of them indexed."""
+
+NEVER: Final = float(2**53)
+"""A time without bound, Unix seconds: beyond any clock, so that one range condition serves every point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +154,66 @@ class MemoryIndex(Protocol):
     async def close(self) -> None:
         """Flush and release. Safe to call twice."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where an index differs from what this version and its settings want; None is absent."""
+
+    key: str
+    wanted: Any
+    found: Any
+
+
+def checked_sparse(vector: SparseVector) -> tuple[list[int], list[float]]:
+    """A sparse vector's indices and values.
+
+    Raises:
+        InvalidArgument: it is not what `SparseVector` says.
+    """
+    indices, values = list(vector.indices), [float(value) for value in vector.values]
+    if len(indices) != len(values) or len(set(indices)) != len(indices) or not all(map(math.isfinite, values)):
+        raise InvalidArgument("a sparse vector needs unique indices and as many finite values")
+    if any(not 0 <= index < 2**32 for index in indices):
+        raise InvalidArgument("a sparse index is outside 0 to 2^32 - 1")
+    return indices, values
+
+
+def checked_dense(vector: Sequence[float]) -> list[float]:
+    """A dense vector's values.
+
+    Raises:
+        InvalidArgument: it has another length than DENSE_DIM, or is not finite.
+    """
+    values = [float(value) for value in vector]
+    if len(values) != DENSE_DIM or not all(map(math.isfinite, values)):
+        raise InvalidArgument(f"a dense vector needs {DENSE_DIM} finite numbers, got {len(values)}")
+    return values
+
+
+def payload_of(point: MemoryPoint) -> dict[str, str | float]:
+    """What is stored beside a point's vectors: its scope, its kind and its times, absent ones as NEVER.
+
+    Raises:
+        InvalidArgument: a time is not finite.
+    """
+    times = {
+        EXPIRES_AT: NEVER if point.expires_at is None else point.expires_at,
+        VALID_FROM: -NEVER if point.valid_from is None else point.valid_from,
+        VALID_TO: NEVER if point.valid_to is None else point.valid_to,
+    }
+    for name, moment in times.items():
+        if not math.isfinite(moment):
+            raise InvalidArgument(f"{name} of {point.memory_id} is {moment}, expected finite Unix seconds")
+    return {SCOPE: point.scope, KIND: point.kind.value, **{name: float(moment) for name, moment in times.items()}}
+
+
+def places(scored: Iterable[tuple[UUID, float]]) -> dict[UUID, Place]:
+    """An arm's results (id and score) by rank; equal scores by id."""
+    ordered = sorted(scored, key=lambda item: (-item[1], item[0]))
+    return {memory_id: Place(rank, score) for rank, (memory_id, score) in enumerate(ordered, start=1)}
+
+
+def hits(lexical: Mapping[UUID, Place], dense: Mapping[UUID, Place]) -> list[IndexHit]:
+    """The results of both arms, each point once."""
+    return [IndexHit(memory_id, lexical.get(memory_id), dense.get(memory_id)) for memory_id in {**lexical, **dense}]

@@ -18,8 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from personae_runtime.config import load_settings
 from personae_runtime.engines.registry import Engines
-from personae_runtime.memory.indexer import DEFAULT_NAME
-from personae_runtime.memory.passages import INDEX_NAME
+from personae_runtime.memory.factory import Part, cursor_name
 from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -88,7 +87,7 @@ class GatewayReplica:
                 await engine.start()
             parts = None
             if memory is not None:
-                people, own = RemoteMemory(memory, DEFAULT_NAME), RemoteMemory(memory, INDEX_NAME)
+                people, own = (RemoteMemory(memory, part, cursor_name(settings.memory, part)) for part in Part)
                 parts = Memory(people, people, own, own)
             gateway = settings.gateway.model_copy(
                 update={

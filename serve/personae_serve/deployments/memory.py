@@ -1,8 +1,9 @@
 """The memory deployment: the index, the embedder and the indexer of a cluster.
 
-One replica has the index open (Qdrant Edge lets one process open a directory);
-gateways recall through its handle. While it is away turns go on without
-memories, and what is remembered meanwhile waits in the ledger.
+One replica has the index open: Qdrant Edge lets one process open a directory, and
+into an index on a server too only one may follow the ledger. Gateways recall
+through its handle. While it is away turns go on without memories, and what is
+remembered meanwhile waits in the ledger.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from personae_runtime.config import load_settings
 from personae_runtime.errors import ConfigError, PersonaeError, Unavailable
-from personae_runtime.memory.indexer import DEFAULT_NAME
-from personae_runtime.memory.passages import INDEX_NAME
+from personae_runtime.memory.factory import Part
 from personae_runtime.memory.recall import RecallResult
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -72,11 +72,11 @@ class MemoryReplica:
             self._stack.callback(lock.close)
             stores = await open_stores(settings, self._stack)
             memory = await open_memory(settings, stores, self._stack, telemetry)
-            self._recall = {DEFAULT_NAME: memory.recall, INDEX_NAME: memory.passages}
-            self._indexer = {DEFAULT_NAME: memory.indexer, INDEX_NAME: memory.passage_indexer}
+            self._recall = {Part.MEMORIES: memory.recall, Part.PASSAGES: memory.passages}
+            self._indexer = {Part.MEMORIES: memory.indexer, Part.PASSAGES: memory.passage_indexer}
             tasks = [
-                asyncio.create_task(indexer.run(self._stopping), name=f"indexer {name}")
-                for name, indexer in self._indexer.items()
+                asyncio.create_task(indexer.run(self._stopping), name=f"indexer of {part}")
+                for part, indexer in self._indexer.items()
             ]
             self._stack.push_async_callback(stop_tasks, tasks, self._stopping)
         except BaseException:
@@ -84,23 +84,23 @@ class MemoryReplica:
             raise
 
     async def recall(
-        self, index: str, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
+        self, part: Part, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
     ) -> RecallResult | tuple[str, str]:
         """See `Recall.recall`; a failure comes back as (reason, message)."""
         try:
-            return await self._recall[index].recall(
+            return await self._recall[part].recall(
                 scope, query, limit=limit, dense_deadline_s=dense_deadline_s, exclude_threads=exclude_threads
             )
         except PersonaeError as error:
             return (error.reason, error.message)
 
-    async def notify(self, index: str) -> None:
+    async def notify(self, part: Part) -> None:
         """What the index is of has changed."""
-        self._indexer[index].notify()
+        self._indexer[part].notify()
 
-    async def pending(self, index: str) -> int:
+    async def pending(self, part: Part) -> int:
         """Changes that are not indexed yet."""
-        return await self._indexer[index].pending()
+        return await self._indexer[part].pending()
 
     async def __del__(self) -> None:
         stack = getattr(self, "_stack", None)
@@ -113,11 +113,13 @@ class RemoteMemory:
     """The memory deployment as a gateway sees it: recall, and the indexer's news.
 
     Args:
-        index: name of the index that is asked, whose cursor tells what is indexed.
+        part: which index is asked.
+        index: its name in the ledger, whose cursor tells what is indexed.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], index: str) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], part: Part, index: str) -> None:
         self._handle = handle.options(request_serialization="pickle", response_serialization="pickle")
+        self._part = part
         self._index = index
         self._telling: asyncio.Task[None] | None = None
         self._again = False
@@ -138,7 +140,7 @@ class RemoteMemory:
         result = await self._call(
             _RECALL_S + dense_deadline_s,
             self._handle.recall,
-            self._index,
+            self._part,
             scope,
             query,
             limit,
@@ -162,7 +164,7 @@ class RemoteMemory:
         while True:
             self._again = False
             try:
-                await self._call(_CALL_S, self._handle.notify, self._index)
+                await self._call(_CALL_S, self._handle.notify, self._part)
             except PersonaeError:
                 # The indexer looks by itself now and then.
                 return
@@ -171,7 +173,7 @@ class RemoteMemory:
 
     async def pending(self) -> int:
         """See Indexing.pending."""
-        return int(await self._call(_CALL_S, self._handle.pending, self._index))
+        return int(await self._call(_CALL_S, self._handle.pending, self._part))
 
     async def _call(self, timeout_s: float, method: DeploymentHandle[Any], *args: Any) -> Any:
         try:

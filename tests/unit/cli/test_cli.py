@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,15 @@ from personae_serve.cli.connection import connect
 from personae_serve.cli.errors import explain
 from tests.conftest import run_python
 from tests.credentials import make_certificate
+from tests.qdrant_server import Server
 
 pytestmark = pytest.mark.usefixtures("no_personae_environment")
+
+
+@pytest.fixture
+def no_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process, whose logging is not theirs to set up."""
+    monkeypatch.setattr("personae_runtime.telemetry.logs.setup_logging", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +180,58 @@ def test_deliberate_errors_are_explained(error: Exception) -> None:
 def test_a_fault_is_not_explained_away() -> None:
     assert explain(ValueError("words")) is None
     assert explain(typer.Abort()) is None
+
+
+@pytest.mark.usefixtures("no_logging")
+def test_memory_commands_lay_out_a_server_compare_and_migrate(
+    run: Callable[..., Result], qdrant_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("DATA_DIR", str(tmp_path)),
+        ("MEMORY__DENSE", "false"),
+        ("MEMORY__QDRANT__URL", qdrant_server.url),
+        ("MEMORY__QDRANT__COLLECTION", "of_the_cli"),
+    ):
+        monkeypatch.setenv(f"PERSONAE_{name}", value)
+    missing = run("memory", "check")
+    assert missing.exit_code == 1
+    assert "personae memory init" in missing.output
+    assert "Made of_the_cli_v2_1" in run("memory", "init").output
+    assert "is there already" in run("memory", "init").output
+    assert "laid out as wanted" in run("memory", "check").output
+
+    monkeypatch.setenv("PERSONAE_MEMORY__QDRANT__PAYLOAD_M", "32")
+    monkeypatch.setenv("PERSONAE_MEMORY__QDRANT__SHARD_NUMBER", "2")
+    checked = run("memory", "check", "--json")
+    assert checked.exit_code == 1
+    assert json.loads(checked.output)["differences"] == [
+        {"key": "shard_number", "wanted": 2, "found": 1},
+        {"key": "hnsw.payload_m", "wanted": 32, "found": 16},
+    ]
+    assert "shard_number" in run("memory", "check").output
+    migrated = run("memory", "migrate")
+    assert migrated.exit_code == 0, migrated.output
+    assert "0 changes indexed" in migrated.output
+    assert "changes per second" in migrated.output
+    assert run("memory", "check").exit_code == 0
+
+    monkeypatch.setenv("PERSONAE_MEMORY__QDRANT__PAYLOAD_M", "16")
+    assert "Changed in place: hnsw.payload_m." in run("memory", "migrate").output
+    assert "laid out as wanted" in run("memory", "migrate").output
+
+
+@pytest.mark.usefixtures("no_logging")
+def test_memory_commands_on_the_embedded_index(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERSONAE_DATA_DIR", str(tmp_path))
+    assert "no preparation" in run("memory", "init").output
+    checked = run("memory", "check", "--json")
+    assert checked.exit_code == 1
+    assert json.loads(checked.output) == {
+        "index": str(tmp_path / "memory-index"),
+        "differences": [{"key": "layout", "wanted": "2", "found": None}],
+    }
+    (tmp_path / "memory-index").mkdir()
+    (tmp_path / "memory-index" / "layout").write_text("2")
+    assert run("memory", "check").exit_code == 0

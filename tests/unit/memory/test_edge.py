@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import textwrap
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from personae_runtime.errors import FailedPrecondition, Unavailable
+from personae_runtime.errors import ConfigError, FailedPrecondition, Unavailable
 from personae_runtime.memory import edge
 from personae_runtime.memory.edge import CorruptIndex, EdgeMemoryIndex
 from personae_runtime.memory.index import DENSE_DIM, MemoryPoint, SparseVector
+from tests.conftest import run_python
 
 
 def points(count: int) -> list[MemoryPoint]:
@@ -32,6 +34,28 @@ def empty_the_files(shard: Path) -> None:
     for path in shard.rglob("*"):
         if path.is_file():
             path.write_bytes(b"\0" * min(64, path.stat().st_size))
+
+
+async def test_a_second_opener_is_refused_until_the_first_closes(tmp_path: Path) -> None:
+    first = EdgeMemoryIndex(tmp_path)
+    await first.open()
+    with pytest.raises(ConfigError, match="another process"):
+        await EdgeMemoryIndex(tmp_path).open()
+    code = textwrap.dedent(
+        f"""
+        import asyncio
+        from pathlib import Path
+        from personae_runtime.memory.edge import EdgeMemoryIndex
+        from personae_runtime.errors import ConfigError
+        try:
+            asyncio.run(EdgeMemoryIndex(Path({str(tmp_path)!r})).open())
+        except ConfigError as error:
+            print(error.reason)
+        """
+    )
+    assert run_python(code).strip() == "INDEX_IN_USE"
+    await first.close()
+    await fill(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["zeroed", "no configuration", "no segments", "a file"])
@@ -177,7 +201,7 @@ async def test_a_failure_of_the_engine_is_a_typed_error(tmp_path: Path, monkeypa
     await index.open()
     await index.upsert(points(1))
     # It knows no vector of this name.
-    monkeypatch.setattr(edge, "_LEXICAL", "unknown")
+    monkeypatch.setattr(edge, "LEXICAL", "unknown")
     with pytest.raises(Unavailable, match="memory index") as caught:
         await index.search("a", SparseVector((1,), (1.0,)), None, limit=1, now=0)
     assert caught.value.reason == "INDEX_UNAVAILABLE"
