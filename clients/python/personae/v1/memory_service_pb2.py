@@ -28,7 +28,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/memory_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n\x06Memory\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1c\n\x04text\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x18\n\x07speaker\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18x\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x06thread\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18x\x12\x18\n\x07ordinal\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12/\n\x06source\x18\x07 \x01(\x0e\x32\x19.personae.v1.MemorySourceB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x0b\x65xternal_id\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"k\n\x13ListMemoriesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"s\n\x14ListMemoriesResponse\x12%\n\x08memories\x18\x01 \x03(\x0b\x32\x13.personae.v1.Memory\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1b\n\x13pending_index_count\x18\x03 \x01(\x05\"l\n\x15SearchMemoriesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x19\n\x05query\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"\xa9\x01\n\x16SearchMemoriesResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.personae.v1.SearchMemoriesResponse.Result\x12\x14\n\x0clexical_only\x18\x02 \x01(\x08\x1a<\n\x06Result\x12#\n\x06memory\x18\x01 \x01(\x0b\x32\x13.personae.v1.Memory\x12\r\n\x05score\x18\x02 \x01(\x01\"\x7f\n\x13\x43reateMemoryRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12+\n\x06memory\x18\x02 \x01(\x0b\x32\x13.personae.v1.MemoryB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"/\n\x13\x46orgetMemoryRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03*\\\n\x0cMemorySource\x12\x1d\n\x19MEMORY_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMORY_SOURCE_TURN\x10\x01\x12\x15\n\x11MEMORY_SOURCE_API\x10\x02\x32\xd0\x02\n\rMemoryService\x12S\n\x0cListMemories\x12 .personae.v1.ListMemoriesRequest\x1a!.personae.v1.ListMemoriesResponse\x12Y\n\x0eSearchMemories\x12\".personae.v1.SearchMemoriesRequest\x1a#.personae.v1.SearchMemoriesResponse\x12\x45\n\x0c\x43reateMemory\x12 .personae.v1.CreateMemoryRequest\x1a\x13.personae.v1.Memory\x12H\n\x0c\x46orgetMemory\x12 .personae.v1.ForgetMemoryRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/memory_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n\x06Memory\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1c\n\x04text\x18\x02 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x18\n\x07speaker\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18x\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x06thread\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18x\x12\x18\n\x07ordinal\x18\x06 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12/\n\x06source\x18\x07 \x01(\x0e\x32\x19.personae.v1.MemorySourceB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x0b\x65xternal_id\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"k\n\x13ListMemoriesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"s\n\x14ListMemoriesResponse\x12%\n\x08memories\x18\x01 \x03(\x0b\x32\x13.personae.v1.Memory\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1b\n\x13pending_index_count\x18\x03 \x01(\x05\"l\n\x15SearchMemoriesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x19\n\x05query\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"\xd5\x01\n\x16SearchMemoriesResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.personae.v1.SearchMemoriesResponse.Result\x12\x14\n\x0clexical_only\x18\x02 \x01(\x08\x12\x12\n\nconfidence\x18\x03 \x01(\x01\x12\x16\n\x0elow_confidence\x18\x04 \x01(\x08\x1a<\n\x06Result\x12#\n\x06memory\x18\x01 \x01(\x0b\x32\x13.personae.v1.Memory\x12\r\n\x05score\x18\x02 \x01(\x01\"\x7f\n\x13\x43reateMemoryRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12+\n\x06memory\x18\x02 \x01(\x0b\x32\x13.personae.v1.MemoryB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"/\n\x13\x46orgetMemoryRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03*\\\n\x0cMemorySource\x12\x1d\n\x19MEMORY_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMORY_SOURCE_TURN\x10\x01\x12\x15\n\x11MEMORY_SOURCE_API\x10\x02\x32\xd0\x02\n\rMemoryService\x12S\n\x0cListMemories\x12 .personae.v1.ListMemoriesRequest\x1a!.personae.v1.ListMemoriesResponse\x12Y\n\x0eSearchMemories\x12\".personae.v1.SearchMemoriesRequest\x1a#.personae.v1.SearchMemoriesResponse\x12\x45\n\x0c\x43reateMemory\x12 .personae.v1.CreateMemoryRequest\x1a\x13.personae.v1.Memory\x12H\n\x0c\x46orgetMemory\x12 .personae.v1.ForgetMemoryRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,8 +71,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEMEMORYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_FORGETMEMORYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_FORGETMEMORYREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
-  _globals['_MEMORYSOURCE']._serialized_start=1229
-  _globals['_MEMORYSOURCE']._serialized_end=1321
+  _globals['_MEMORYSOURCE']._serialized_start=1273
+  _globals['_MEMORYSOURCE']._serialized_end=1365
   _globals['_MEMORY']._serialized_start=174
   _globals['_MEMORY']._serialized_end=541
   _globals['_LISTMEMORIESREQUEST']._serialized_start=543
@@ -82,13 +82,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHMEMORIESREQUEST']._serialized_start=769
   _globals['_SEARCHMEMORIESREQUEST']._serialized_end=877
   _globals['_SEARCHMEMORIESRESPONSE']._serialized_start=880
-  _globals['_SEARCHMEMORIESRESPONSE']._serialized_end=1049
-  _globals['_SEARCHMEMORIESRESPONSE_RESULT']._serialized_start=989
-  _globals['_SEARCHMEMORIESRESPONSE_RESULT']._serialized_end=1049
-  _globals['_CREATEMEMORYREQUEST']._serialized_start=1051
-  _globals['_CREATEMEMORYREQUEST']._serialized_end=1178
-  _globals['_FORGETMEMORYREQUEST']._serialized_start=1180
-  _globals['_FORGETMEMORYREQUEST']._serialized_end=1227
-  _globals['_MEMORYSERVICE']._serialized_start=1324
-  _globals['_MEMORYSERVICE']._serialized_end=1660
+  _globals['_SEARCHMEMORIESRESPONSE']._serialized_end=1093
+  _globals['_SEARCHMEMORIESRESPONSE_RESULT']._serialized_start=1033
+  _globals['_SEARCHMEMORIESRESPONSE_RESULT']._serialized_end=1093
+  _globals['_CREATEMEMORYREQUEST']._serialized_start=1095
+  _globals['_CREATEMEMORYREQUEST']._serialized_end=1222
+  _globals['_FORGETMEMORYREQUEST']._serialized_start=1224
+  _globals['_FORGETMEMORYREQUEST']._serialized_end=1271
+  _globals['_MEMORYSERVICE']._serialized_start=1368
+  _globals['_MEMORYSERVICE']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)
