@@ -27,7 +27,7 @@ B: Final = 0.75
 """Saturation and length normalisation: the customary values (ibid., 3.5)."""
 
 AVERAGE_TERMS: Final = 60.0
-"""Terms of a typical windowed memory, stop words gone; `tests.bench.recall` prints the measured mean."""
+"""Terms of a typical windowed memory, stop words gone."""
 
 OWN_COPIES: Final = 2
 """How often a memory's own words count against one time for each neighbour's."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -14,34 +13,18 @@ from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.memory.index import IndexHit, MemoryIndex
-from personae_runtime.memory.lexical import query_vector, terms
+from personae_runtime.memory.lexical import query_vector
+from personae_runtime.memory.rank import Candidate, Query, fused, rank
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
 
-CANDIDATES: Final = 60
-"""Hits read back from the store at least: room for what is excluded, forgotten or reranked away."""
+ARM_DEPTH: Final = 200
+"""Hits asked of each arm at least."""
 
-RRF_K: Final = 2
-"""Constant of reciprocal rank fusion (Cormack et al., 2009). `docs/memory.md` has the figures."""
+CANDIDATES: Final = 120
+"""Best fused hits that are read back from the store and ranked, at least."""
 
-RRF_WEIGHTS: Final = (2.0, 1.0)
-"""Lexical, dense: rank r in an arm of weight w counts 1 / (r / w + RRF_K - 1), and the arms add up."""
-
-ARM_DEPTH: Final = 120
-"""Hits asked of each arm at least, so that a short list still fuses well."""
-
-SPEAKER_NAMED: Final = 1.2
-"""For a memory whose speaker the query names."""
-
-QUESTION: Final = -0.5
-"""For a memory that asks: the answer is worth more."""
-
-LENGTH: Final = 0.6
-"""Times ln(words / 20), words held to 3 to 100: a longer memory says more."""
-
-NEARBY: Final = 0.8
-"""Times the index scores of other candidates of the thread up to NEARBY_TURNS away, each divided by its distance."""
-
-NEARBY_TURNS: Final = 3
+NAMES_FROM: Final = 40
+"""Best lexical hits whose speakers are looked for in the query before it is embedded."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +55,14 @@ class RecallResult:
     Attributes:
         items: best first.
         lexical_only: the dense arm did not take part.
-        low_confidence: nothing that was found bears on the query.
+        confidence: how likely it is that the items hold what was asked for, 0 to 1; see `rank`.
+        low_confidence: it is below `rank.LOW_CONFIDENCE`: better to say that it is not remembered.
     """
 
     items: tuple[RecalledMemory, ...]
     lexical_only: bool
-    low_confidence: bool = False
+    confidence: float
+    low_confidence: bool
 
 
 class Recalls(Protocol):
@@ -147,27 +132,48 @@ class Recall:
         Raises:
             LedgerUnavailable: the words can't be read.
         """
-        dense = await self._dense(query, dense_deadline_s, embedding)
+        depth = max(ARM_DEPTH, 4 * limit)
         now = self._clock()
-        hits = await self._index.search(
-            scope,
-            query_vector(query),
-            None if dense is None else dense.tolist(),
-            limit=max(ARM_DEPTH, 4 * limit),
-            now=now,
-        )
-        fused = [(memory_id, score) for memory_id, score in fuse(hits) if memory_id not in exclude_ids]
-        wanted = fused[: max(CANDIDATES, 2 * limit)]
-        records = await self._store.read([memory_id for memory_id, _ in wanted]) if wanted else {}
+        hits = {
+            hit.memory_id: hit
+            for hit in await self._index.search(scope, query_vector(query), None, limit=depth, now=now)
+            if hit.memory_id not in exclude_ids
+        }
+        # Words first: whom the query names is known by the speakers of what they find.
+        records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads)
+        plain = Query(query, {record.speaker for record in records.values()}).without_names
+        dense = await self._dense(plain, dense_deadline_s, embedding)
+        if dense is not None:
+            for hit in await self._index.search(scope, None, dense.tolist(), limit=depth, now=now):
+                if hit.memory_id not in exclude_ids:
+                    known = hits.get(hit.memory_id)
+                    hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
+        wanted = _best(hits.values(), max(CANDIDATES, 2 * limit))
+        missing = [memory_id for memory_id in wanted if memory_id not in records]
+        records |= await self._read(scope, missing, exclude_threads)
         found = [
-            RecalledMemory(record, score)
-            for memory_id, score in wanted
-            # The index is a cache: a scope it has wrong must not get past the ledger's.
-            if (record := records.get(memory_id)) is not None
-            and record.scope == scope
-            and record.thread not in exclude_threads
+            Candidate(records[memory_id], hits[memory_id].lexical, hits[memory_id].dense)
+            for memory_id in wanted
+            if memory_id in records
         ]
-        return RecallResult(tuple(rerank(query, found)[:limit]), lexical_only=dense is None)
+        ranking = rank(query, found)
+        return RecallResult(
+            tuple(RecalledMemory(item.record, score) for item, score in ranking.ranked[:limit]),
+            lexical_only=dense is None,
+            confidence=ranking.confidence,
+            low_confidence=ranking.low_confidence,
+        )
+
+    async def _read(
+        self, scope: str, memory_ids: list[UUID], exclude_threads: Collection[str]
+    ) -> dict[UUID, MemoryRecord]:
+        found = await self._store.read(memory_ids) if memory_ids else {}
+        # The index is a cache: a scope it has wrong must not get past the ledger's.
+        return {
+            memory_id: record
+            for memory_id, record in found.items()
+            if record.scope == scope and record.thread not in exclude_threads
+        }
 
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:
@@ -185,52 +191,7 @@ class Recall:
         return None
 
 
-def fuse(hits: Sequence[IndexHit]) -> list[tuple[UUID, float]]:
-    """Ids and their fused scores by weighted reciprocal ranks, best first; equal scores by id."""
-    scored = [
-        (
-            hit.memory_id,
-            sum(
-                1 / (place.rank / weight + RRF_K - 1)
-                for place, weight in zip((hit.lexical, hit.dense), RRF_WEIGHTS, strict=True)
-                if place is not None
-            ),
-        )
-        for hit in hits
-    ]
-    return sorted(scored, key=lambda item: (-item[1], item[0]))
-
-
-def rerank(query: str, found: Sequence[RecalledMemory]) -> list[RecalledMemory]:
-    """Order candidates by ln(index score) + the four named weights above.
-
-    The weights are round numbers near the optimum of a coordinate search on
-    LoCoMo; `docs/memory.md` has what they bring on conversations held out.
-    """
-    asked = set(terms(query))
-    named = {speaker: not asked.isdisjoint(terms(speaker)) for speaker in {item.record.speaker for item in found}}
-    places = {(item.record.thread, item.record.ordinal): item.score for item in found if item.record.thread}
-    scored = []
-    for item in found:
-        record = item.record
-        words = min(max(len(record.text.split()), 3), 100)
-        nearby = sum(
-            places.get((record.thread, record.ordinal + step), 0.0) / abs(step)
-            for step in range(-NEARBY_TURNS, NEARBY_TURNS + 1)
-            if step
-        )
-        score = (
-            math.log(item.score)
-            + SPEAKER_NAMED * named[record.speaker]
-            + QUESTION * _asks(record.text)
-            + LENGTH * math.log(words / 20)
-            + NEARBY * nearby
-        )
-        scored.append(RecalledMemory(record, math.exp(score)))
-    scored.sort(key=lambda item: (-item.score, item.record.memory_id))
-    return scored
-
-
-def _asks(text: str) -> bool:
-    # An imported photo's caption follows what was said.
-    return text.partition("[shares a photo:")[0].rstrip().endswith(("?", "\uff1f", "\u061f"))
+def _best(hits: Iterable[IndexHit], count: int) -> list[UUID]:
+    """Ids of the hits with the best fused places, best first; equal ones by id."""
+    scored = sorted((-fused(hit.lexical, hit.dense), hit.memory_id) for hit in hits)
+    return [memory_id for _, memory_id in scored[:count]]

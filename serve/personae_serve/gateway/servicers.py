@@ -521,7 +521,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             raise _memory_disabled()
         if not await self._consents.may_remember(parent):
             # As a turn's recall would.
-            return memory_service_pb2.SearchMemoriesResponse(lexical_only=True)
+            return memory_service_pb2.SearchMemoriesResponse(lexical_only=True, low_confidence=True)
         result = await self._recall.recall(
             self._scope(parent),
             request.query,
@@ -536,6 +536,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 for item in result.items
             ],
             lexical_only=result.lexical_only,
+            confidence=result.confidence,
+            low_confidence=result.low_confidence,
         )
 
     async def CreateMemory(

@@ -13,13 +13,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from personae_runtime.errors import LedgerUnavailable
+from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import Vector
 from personae_runtime.memory.index import MemoryIndex
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.lexical import query_vector
 from personae_runtime.memory.store import ChangeCursor, MemoryChange
-from tests.memory_store import DictMemoryStore
 from tests.unit.memory.conftest import HashEmbedder, ids, record
 
 

@@ -9,14 +9,13 @@ from uuid import UUID
 
 import pytest
 
+from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import Vector
-from personae_runtime.memory.index import IndexHit, Place
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Fallback, Recall, RecalledMemory, fuse, rerank
+from personae_runtime.memory.recall import Fallback, Recall, RecalledMemory
 from personae_runtime.memory.store import MemoryRecord
-from tests.memory_store import DictMemoryStore
-from tests.unit.memory.conftest import HashEmbedder, ids, record
+from tests.unit.memory.conftest import HashEmbedder, record
 
 
 class NeverReady(HashEmbedder):
@@ -151,7 +150,7 @@ async def test_excluded_ids_and_threads_are_left_out(index: EdgeMemoryIndex, sto
     assert len(await found(exclude_ids=bicycle)) == 2
 
 
-async def test_one_round_trip_to_the_store(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
+async def test_two_round_trips_to_the_store_at_most(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
     reads = 0
 
     class Counting(DictMemoryStore):
@@ -161,46 +160,38 @@ async def test_one_round_trip_to_the_store(index: EdgeMemoryIndex, store: DictMe
             return await store.read(memory_ids)
 
     await Recall(index, Counting(), HashEmbedder()).recall("a", "bicycle", limit=3, dense_deadline_s=10)
-    assert reads == 1
+    assert reads == 2
 
 
-def equal(*records: MemoryRecord) -> list[RecalledMemory]:
-    return [RecalledMemory(item, 0.5) for item in records]
+async def test_the_embedding_sees_no_name_of_a_speaker(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
+    asked: list[str] = []
+
+    class Listening(HashEmbedder):
+        async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> list[Vector]:
+            asked.extend(texts)
+            return await super().embed(texts, bulk=bulk)
+
+    recall = Recall(index, store, Listening())
+    await recall.recall("a", "What about Ann's bicycle?", limit=3, dense_deadline_s=10)
+    await recall.recall("a", "What about Lisbon?", limit=3, dense_deadline_s=10)
+    assert asked == ["What about bicycle?", "What about Lisbon?"]
 
 
-def test_fusion_puts_first_what_both_arms_know_and_weighs_words_above_meaning() -> None:
-    words, meaning, both = (UUID(int=number) for number in range(3))
-    alone = [IndexHit(meaning, None, Place(1, 0.9)), IndexHit(words, Place(1, 3.0), None)]
-    assert [memory_id for memory_id, _ in fuse(alone)] == [words, meaning]
-    hits = [
-        IndexHit(meaning, None, Place(2, 0.8)),
-        IndexHit(words, Place(2, 3.0), None),
-        IndexHit(both, Place(1, 4.0), Place(1, 0.9)),
+async def test_nothing_found_is_no_ground_for_an_answer(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
+    recall = Recall(index, store, None)
+    nothing = await recall.recall("a", "?!", limit=3, dense_deadline_s=0)
+    assert (nothing.confidence, nothing.low_confidence) == (0.0, True)
+    stranger = await recall.recall("a", "What did Zelda make of the soup?", limit=3, dense_deadline_s=0)
+    known = await recall.recall("a", "What did Ann make of the soup?", limit=3, dense_deadline_s=0)
+    assert stranger.low_confidence
+    assert not known.low_confidence
+    assert 0 <= stranger.confidence < known.confidence <= 1
+
+
+async def test_the_same_query_gives_the_same_result(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
+    recall = Recall(index, store, HashEmbedder())
+    first, again = [
+        await recall.recall("a", "Which museum did Ann visit last week?", limit=3, dense_deadline_s=10)
+        for _ in range(2)
     ]
-    assert fuse(hits) == [(both, 1 / 1.5 + 1 / 2), (words, 1 / 2), (meaning, 1 / 3)]
-    # Equal scores by id, so that the same query gives the same order.
-    assert [memory_id for memory_id, _ in fuse([IndexHit(both, Place(1, 1.0), None), *alone])][:2] == [words, both]
-
-
-TEN_WORDS = "one two three four five six seven eight nine ten"
-
-
-@pytest.mark.parametrize(
-    ("better", "worse"),
-    [
-        (record(TEN_WORDS, 20, speaker="Bo"), record(TEN_WORDS, 40)),
-        (record(TEN_WORDS, 20), record(TEN_WORDS + "?", 40)),
-        (record(TEN_WORDS * 2, 20), record(TEN_WORDS, 40)),
-    ],
-    ids=["named speaker", "a statement", "a longer text"],
-)
-def test_equal_candidates_are_told_apart(better: MemoryRecord, worse: MemoryRecord) -> None:
-    assert ids([item.record for item in rerank("What did Bo's?", equal(worse, better))]) == ids([better, worse])
-
-
-def test_candidates_in_a_cluster_lift_each_other() -> None:
-    alone, one, two = record(TEN_WORDS, 40), record(TEN_WORDS, 3), record(TEN_WORDS, 5)
-    ranked = [item.record for item in rerank("x", equal(alone, one, two))]
-    assert ranked[-1] == alone
-    loose = [record(TEN_WORDS, place, thread="") for place in range(3)]
-    assert len({item.score for item in rerank("x", equal(*loose))}) == 1
+    assert first == again

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.memories import MemoryLedger
@@ -16,7 +17,6 @@ from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.recall import Recall
 from personae_runtime.memory.store import ChangeCursor, MemoryRecord
-from tests.memory_store import DictMemoryStore
 from tests.unit.memory.conftest import HashEmbedder, ids, record
 
 

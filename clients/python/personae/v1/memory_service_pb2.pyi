@@ -151,7 +151,7 @@ class SearchMemoriesRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., query: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
 
 class SearchMemoriesResponse(_message.Message):
-    __slots__ = ("results", "lexical_only")
+    __slots__ = ("results", "lexical_only", "confidence", "low_confidence")
     class Result(_message.Message):
         __slots__ = ("memory", "score")
         MEMORY_FIELD_NUMBER: _ClassVar[int]
@@ -161,9 +161,13 @@ class SearchMemoriesResponse(_message.Message):
         def __init__(self, memory: _Optional[_Union[Memory, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     LEXICAL_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    LOW_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[SearchMemoriesResponse.Result]
     lexical_only: bool
-    def __init__(self, results: _Optional[_Iterable[_Union[SearchMemoriesResponse.Result, _Mapping]]] = ..., lexical_only: _Optional[bool] = ...) -> None: ...
+    confidence: float
+    low_confidence: bool
+    def __init__(self, results: _Optional[_Iterable[_Union[SearchMemoriesResponse.Result, _Mapping]]] = ..., lexical_only: _Optional[bool] = ..., confidence: _Optional[float] = ..., low_confidence: _Optional[bool] = ...) -> None: ...
 
 class CreateMemoryRequest(_message.Message):
     __slots__ = ("parent", "memory", "request_id")

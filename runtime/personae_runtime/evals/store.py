@@ -1,4 +1,4 @@
-"""A ledger of memories in a dict, for tests and benchmarks of what is above it."""
+"""A ledger of memories in a dict, for evaluations and tests of what is above it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,120 @@
+"""`personae eval`: measure what a host does, on data of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from personae_serve.cli.models import ModelsDir
+
+if TYPE_CHECKING:
+    from personae_runtime.evals.memory import Conversation, Report
+
+app = typer.Typer(help="Measure what a host does, on data of your own.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add `personae eval`."""
+    root.add_typer(app, name="eval")
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def memory(
+    path: Annotated[Path, typer.Option(help="The conversations with their questions.")],
+    dataset: Annotated[Literal["locomo"], typer.Option(help="Format of the file.")] = "locomo",
+    json: Annotated[bool, typer.Option("--json", help="Only one JSON object, as the last line.")] = False,
+    lexical: Annotated[bool, typer.Option("--lexical", help="Without the dense arm.")] = False,
+    models_dir: ModelsDir = None,
+) -> None:
+    """How well recall finds the turns that answer a question, beside plain BM25. No language model takes part.
+
+    Shares are percent. Needs no host, and leaves nothing behind.
+    """
+    import asyncio
+    import dataclasses
+    from json import dumps
+
+    from personae_runtime.config import load_settings
+    from personae_runtime.evals.memory import load_locomo
+
+    conversations = load_locomo(path)
+    folder = models_dir.expanduser() if models_dir is not None else load_settings().models_dir
+    report = asyncio.run(_measure(conversations, None if lexical else folder))
+    if json:
+        typer.echo(dumps(dataclasses.asdict(report)))
+    else:
+        _show(report)
+
+
+async def _measure(conversations: list[Conversation], models: Path | None) -> Report:
+    import tempfile
+    from contextlib import AsyncExitStack
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from personae_runtime.engines.models import path as model_path
+    from personae_runtime.evals.memory import measure
+    from personae_runtime.memory.embedder import OnnxEmbedder
+    from personae_serve.stores import EMBEDDING_MODEL
+
+    tasks: dict[str, TaskID] = {}
+    async with AsyncExitStack() as stack:
+        embedder = None
+        if models is not None:
+            embedder = OnnxEmbedder(
+                model_path(EMBEDDING_MODEL, "model.onnx", models), model_path(EMBEDDING_MODEL, "tokenizer.json", models)
+            )
+            await embedder.start()
+            stack.push_async_callback(embedder.close)
+        index = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="personae-eval-")))
+        columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        bars = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+
+        def on_progress(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total)
+            bars.update(tasks[step], completed=done, total=total)
+
+        return await measure(conversations, index, embedder, on_progress=on_progress)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from personae_runtime.evals.memory import ANSWERABLE, DEPTHS
+
+    table = Table(title=f"Evidence recall, percent: {report.questions} questions, {report.turns} turns")
+    table.add_column("")
+    for depth in DEPTHS:
+        table.add_column(f"@{depth}", justify="right")
+    rows = {
+        "recall": report.recall,
+        "  spread over conversations": report.recall_spread,
+        "plain BM25": report.bm25,
+        **{
+            f"category {number} {ANSWERABLE[int(number)]}": shares
+            for number, shares in report.recall_by_category.items()
+        },
+        **{f"hit, category {number}": shares for number, shares in report.hit_by_category.items()},
+    }
+    for name, shares in rows.items():
+        if shares is not None:
+            table.add_row(name, *(f"{shares[str(depth)]:.1f}" for depth in DEPTHS))
+    console = Console()
+    console.print(table)
+    for name, share in (
+        ("abstains where one speaker is asked for another's words (category 5)", report.abstain_adversarial),
+        ("abstains on another conversation's questions", report.abstain_other),
+        ("abstains wrongly (categories 1 to 4)", report.false_abstain),
+    ):
+        console.print(f"{name}: {'no such question' if share is None else f'{share:.1f} %'}")
+    console.print(f"a recall takes {report.read_ms_p50:.1f} ms (median), {report.read_ms_p95:.1f} ms (95th percentile)")
