@@ -13,8 +13,9 @@ from google.protobuf import timestamp_pb2
 
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1 import policy_service_pb2
-from personae_runtime.config import QdrantSettings
+from personae_runtime.config import MemorySettings, QdrantSettings
 from personae_runtime.errors import Unavailable
+from personae_runtime.memory.factory import Part, server_settings
 from personae_runtime.memory.qdrant import IndexMissing
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from tests.e2e.conftest import StartHost
@@ -266,8 +267,10 @@ async def test_memories_on_a_qdrant_server_and_turns_without_it(
         given = {"url": server.url, "api_key": "of the test", "timeout_s": 10, "search_timeout_s": 10}
         with pytest.raises(IndexMissing, match="personae memory init"):
             await start_host("unprepared", memory={"qdrant": given})
-        async with ServerLayout(QdrantSettings.model_validate(given)) as layout:
-            await layout.init()
+        memory = MemorySettings(qdrant=QdrantSettings.model_validate(given))
+        for part in Part:
+            async with ServerLayout(server_settings(memory, part)) as layout:
+                await layout.init()
         hosted = await start_host(memory={"qdrant": given})
         api = hosted.api
         persona = await api.persona()

@@ -114,7 +114,7 @@ async def _check(settings: Settings, as_json: bool) -> None:
             }
             for where, differences in by_index.items()
         ]
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps({"indexes": found}, indent=2))
     for where, differences in {} if as_json else by_index.items():
         if not differences:
             typer.echo(f"{where} is laid out as wanted.")

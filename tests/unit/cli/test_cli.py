@@ -204,10 +204,13 @@ def test_memory_commands_lay_out_a_server_compare_and_migrate(
     monkeypatch.setenv("PERSONAE_MEMORY__QDRANT__SHARD_NUMBER", "2")
     checked = run("memory", "check", "--json")
     assert checked.exit_code == 1
-    assert json.loads(checked.output)["differences"] == [
-        {"key": "shard_number", "wanted": 2, "found": 1},
-        {"key": "hnsw.payload_m", "wanted": 32, "found": 16},
-    ]
+    indexes = json.loads(checked.output)["indexes"]
+    assert [index["index"].split(" ")[0] for index in indexes] == ["of_the_cli", "of_the_cli_corpus"]
+    for index in indexes:
+        assert index["differences"] == [
+            {"key": "shard_number", "wanted": 2, "found": 1},
+            {"key": "hnsw.payload_m", "wanted": 32, "found": 16},
+        ]
     assert "shard_number" in run("memory", "check").output
     migrated = run("memory", "migrate")
     assert migrated.exit_code == 0, migrated.output
@@ -228,10 +231,14 @@ def test_memory_commands_on_the_embedded_index(
     assert "no preparation" in run("memory", "init").output
     checked = run("memory", "check", "--json")
     assert checked.exit_code == 1
+    missing = [{"key": "layout", "wanted": "2", "found": None}]
     assert json.loads(checked.output) == {
-        "index": str(tmp_path / "memory-index"),
-        "differences": [{"key": "layout", "wanted": "2", "found": None}],
+        "indexes": [
+            {"index": str(tmp_path / name), "differences": missing} for name in ("memory-index", "corpus-index")
+        ]
     }
-    (tmp_path / "memory-index").mkdir()
-    (tmp_path / "memory-index" / "layout").write_text("2")
+    for name in ("memory-index", "corpus-index"):
+        assert run("memory", "check").exit_code == 1
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layout").write_text("2")
     assert run("memory", "check").exit_code == 0

@@ -17,14 +17,14 @@ from qdrant_client import AsyncQdrantClient, models
 
 from personae_runtime.config import QdrantSettings, load_settings
 from personae_runtime.errors import ConfigError, FailedPrecondition, Unavailable
+from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.memory import qdrant, qdrant_layout
-from personae_runtime.memory.factory import build_index, cursor_name
+from personae_runtime.memory.factory import Part, build_index, cursor_name
 from personae_runtime.memory.index import DENSE_DIM, SCOPE, MemoryPoint, SparseVector
 from personae_runtime.memory.qdrant import BATCH, IndexLayoutWrong, IndexMissing, QdrantMemoryIndex, shard_key
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_serve.stores import Stores, rebuild_memory
 from tests.credentials import make_certificate
-from tests.memory_store import DictMemoryStore
 from tests.qdrant_server import Server, running
 from tests.unit.memory.conftest import record
 
@@ -184,7 +184,8 @@ async def test_a_rebuild_fills_a_new_collection_while_the_old_one_answers(
     store = DictMemoryStore()
     memories = [record(f"Memory {number} of Lisbon", number) for number in range(5)]
     store.add(*memories)
-    stores = cast(Stores, SimpleNamespace(memories=store))
+    passages = DictMemoryStore()
+    stores = cast(Stores, SimpleNamespace(of=lambda part: store if part is Part.MEMORIES else passages))
     steps: list[tuple[int, int]] = []
 
     async def rebuild(**changed: Any) -> int:
@@ -197,7 +198,7 @@ async def test_a_rebuild_fills_a_new_collection_while_the_old_one_answers(
     assert steps[0] == (0, 5)
     assert steps[-1] == (5, 5)
     settings = QdrantSettings.model_validate(given)
-    assert await store.pending_total(cursor_name(load_settings(memory={"qdrant": given}).memory)) == 0
+    assert await store.pending_total(cursor_name(load_settings(memory={"qdrant": given}).memory, Part.MEMORIES)) == 0
     async with opened(settings) as index, ServerLayout(settings) as layout:
         assert await layout.target() == f"{settings.collection}_v2_1"
         assert await index.count() == 5
@@ -358,7 +359,8 @@ def test_addresses() -> None:
 def test_the_settings_choose_the_backend_and_the_cursor(tmp_path: Path, no_personae_environment: None) -> None:
     embedded = load_settings(data_dir=tmp_path).memory
     server = load_settings(data_dir=tmp_path, memory={"qdrant": {"url": "https://qdrant"}}).memory
-    assert type(build_index(embedded, tmp_path)).__name__ == "EdgeMemoryIndex"
-    assert isinstance(build_index(server, tmp_path), QdrantMemoryIndex)
-    assert (cursor_name(embedded), cursor_name(server)) == ("edge-v1", "qdrant-v1:personae_memory")
+    assert type(build_index(embedded, tmp_path, Part.MEMORIES)).__name__ == "EdgeMemoryIndex"
+    assert isinstance(build_index(server, tmp_path, Part.PASSAGES), QdrantMemoryIndex)
+    names = [cursor_name(settings, part) for settings in (embedded, server) for part in Part]
+    assert names == ["edge-v1", "corpus-v1", "qdrant-v1:personae_memory", "qdrant-v1:personae_memory_corpus"]
     assert qdrant_layout.STRICT_MODE["upsert_max_batchsize"] == BATCH
