@@ -138,10 +138,19 @@ LOW_CONFIDENCE: Final = 0.42
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """Candidates with their scores (above 0), best first, equal ones by id; and the confidence in them, 0 to 1."""
+class Ranked:
+    """A candidate with its score (above 0), and what each feature added to the score's logarithm."""
 
-    ranked: tuple[tuple[Candidate, float], ...]
+    candidate: Candidate
+    score: float
+    parts: Features
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Candidates, best first, equal ones by id; and the confidence in them, 0 to 1."""
+
+    ranked: tuple[Ranked, ...]
     confidence: float
 
     @property
@@ -200,7 +209,15 @@ def rank(text: str, candidates: Sequence[Candidate]) -> Ranking:
     best = sorted(range(len(ordered)), key=lambda place: -scores[place])
     doubt = DOUBT_BIAS + _weigh(DOUBT_WEIGHTS, doubts(query, ordered, found, scores))
     return Ranking(
-        tuple((ordered[place], math.exp(min(scores[place], 50.0))) for place in best), 1 / (1 + math.exp(doubt))
+        tuple(
+            Ranked(
+                ordered[place],
+                math.exp(min(scores[place], 50.0)),
+                Features(*(weight * value for weight, value in zip(WEIGHTS, found[place], strict=True))),
+            )
+            for place in best
+        ),
+        1 / (1 + math.exp(doubt)),
     )
 
 

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
-from personae_runtime.memory.index import IndexHit, MemoryIndex
+from personae_runtime.memory.index import IndexHit, MemoryIndex, Place
 from personae_runtime.memory.lexical import query_vector
-from personae_runtime.memory.rank import Candidate, Query, fused, rank
+from personae_runtime.memory.rank import Candidate, Features, Query, fused, rank
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
 
 ARM_DEPTH: Final = 200
@@ -38,14 +38,43 @@ class Fallback(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecalledMemory:
-    """One result; `score` is higher for better ones and comparable within one recall only."""
+    """One result.
+
+    Attributes:
+        score: higher for better ones; comparable within one recall only.
+        lexical, dense: its places in the arms.
+        parts: what each feature added to the logarithm of the score.
+    """
 
     record: MemoryRecord
     score: float
+    lexical: Place | None = None
+    dense: Place | None = None
+    parts: Features | None = None
 
     @property
     def text(self) -> str:
         return self.record.text
+
+
+class LeftOutReason(StrEnum):
+    """Why a hit of the index is no result."""
+
+    GONE = "gone"
+    """It is forgotten, expired, restricted or quarantined: the ledger's word, which the index has not taken up yet."""
+    OTHER_SCOPE = "other_scope"
+    EXCLUDED = "excluded"
+    """It is not wanted, such as what the prompt's history holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A hit of the index that is no result."""
+
+    memory_id: UUID
+    reason: LeftOutReason
+    lexical: Place | None
+    dense: Place | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +86,14 @@ class RecallResult:
         lexical_only: the dense arm did not take part.
         confidence: how likely it is that the items hold what was asked for, 0 to 1; see `rank`.
         low_confidence: it is below `rank.LOW_CONFIDENCE`: better to say that it is not remembered.
+        left_out: what the arms found among the best and is no result.
     """
 
     items: tuple[RecalledMemory, ...]
     lexical_only: bool
     confidence: float
     low_confidence: bool
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class Recalls(Protocol):
@@ -140,7 +171,8 @@ class Recall:
             if hit.memory_id not in exclude_ids
         }
         # Words first: whom the query names is known by the speakers of what they find.
-        records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads)
+        left_out: dict[UUID, LeftOutReason] = {}
+        records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads, left_out)
         plain = Query(query, {record.speaker for record in records.values()}).without_names
         dense = await self._dense(plain, dense_deadline_s, embedding)
         if dense is not None:
@@ -150,7 +182,7 @@ class Recall:
                     hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
         wanted = _best(hits.values(), max(CANDIDATES, 2 * limit))
         missing = [memory_id for memory_id in wanted if memory_id not in records]
-        records |= await self._read(scope, missing, exclude_threads)
+        records |= await self._read(scope, missing, exclude_threads, left_out)
         found = [
             Candidate(records[memory_id], hits[memory_id].lexical, hits[memory_id].dense)
             for memory_id in wanted
@@ -158,22 +190,40 @@ class Recall:
         ]
         ranking = rank(query, found)
         return RecallResult(
-            tuple(RecalledMemory(item.record, score) for item, score in ranking.ranked[:limit]),
+            tuple(
+                RecalledMemory(one.candidate.record, one.score, one.candidate.lexical, one.candidate.dense, one.parts)
+                for one in ranking.ranked[:limit]
+            ),
             lexical_only=dense is None,
             confidence=ranking.confidence,
             low_confidence=ranking.low_confidence,
+            left_out=tuple(
+                LeftOut(memory_id, reason, hits[memory_id].lexical, hits[memory_id].dense)
+                for memory_id, reason in left_out.items()
+            ),
         )
 
     async def _read(
-        self, scope: str, memory_ids: list[UUID], exclude_threads: Collection[str]
+        self,
+        scope: str,
+        memory_ids: list[UUID],
+        exclude_threads: Collection[str],
+        left_out: dict[UUID, LeftOutReason],
     ) -> dict[UUID, MemoryRecord]:
         found = await self._store.read(memory_ids) if memory_ids else {}
-        # The index is a cache: a scope it has wrong must not get past the ledger's.
-        return {
-            memory_id: record
-            for memory_id, record in found.items()
-            if record.scope == scope and record.thread not in exclude_threads
-        }
+        kept = {}
+        for memory_id in memory_ids:
+            record = found.get(memory_id)
+            if record is None:
+                left_out[memory_id] = LeftOutReason.GONE
+            elif record.scope != scope:
+                # The index is a cache: a scope it has wrong must not get past the ledger's.
+                left_out[memory_id] = LeftOutReason.OTHER_SCOPE
+            elif record.thread in exclude_threads:
+                left_out[memory_id] = LeftOutReason.EXCLUDED
+            else:
+                kept[memory_id] = record
+        return kept
 
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:

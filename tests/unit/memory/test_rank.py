@@ -106,7 +106,7 @@ def test_a_thread_is_as_good_as_its_best() -> None:
 
 
 def test_the_longer_of_equals_is_better() -> None:
-    assert [item.record.text for item, _ in rank("x", [candidate(), candidate(TEN_WORDS * 2)]).ranked] == [
+    assert [item.candidate.record.text for item in rank("x", [candidate(), candidate(TEN_WORDS * 2)]).ranked] == [
         TEN_WORDS * 2,
         TEN_WORDS,
     ]
@@ -172,8 +172,8 @@ def test_any_words_give_every_candidate_once_in_one_order(
     shuffled = list(given_order)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert rank(query, shuffled) == ranking
-    assert {item.record.memory_id for item, _ in ranking.ranked} == {item.record.memory_id for item in given_order}
-    scores = [score for _, score in ranking.ranked]
+    assert {item.candidate.record.memory_id for item in ranking.ranked} == {item.record.memory_id for item in given_order}
+    scores = [item.score for item in ranking.ranked]
     assert scores == sorted(scores, reverse=True)
     assert all(math.isfinite(score) and score > 0 for score in scores)
     assert 0 <= ranking.confidence <= 1
