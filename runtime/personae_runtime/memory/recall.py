@@ -20,7 +20,7 @@ from personae_runtime.memory.store import MemoryRecord, MemoryStore
 ARM_DEPTH: Final = 200
 """Hits asked of each arm at least."""
 
-CANDIDATES: Final = 120
+CANDIDATES: Final = 100
 """Best fused hits that are read back from the store and ranked, at least."""
 
 NAMES_FROM: Final = 40
