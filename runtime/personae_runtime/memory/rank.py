@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from operator import mul
 from typing import Final, NamedTuple
 
 from personae_runtime.memory.index import Place
@@ -39,7 +40,7 @@ class Candidate:
 
 def fused(lexical: Place | None, dense: Place | None) -> float:
     """Reciprocal rank fusion (Cormack et al., 2009) with k = 1: rank r counts 1 / (r + 1); 0 to 1."""
-    return sum(1 / (place.rank + 1) for place in (lexical, dense) if place is not None)
+    return (0.0 if lexical is None else 1 / (lexical.rank + 1)) + (0.0 if dense is None else 1 / (dense.rank + 1))
 
 
 class Features(NamedTuple):
@@ -222,7 +223,8 @@ def rank(text: str, candidates: Sequence[Candidate]) -> Ranking:
 
 
 def _weigh(weights: Sequence[float], values: Sequence[float]) -> float:
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+    total: float = sum(map(mul, weights, values))
+    return total
 
 
 def features(query: Query, candidates: Sequence[Candidate]) -> list[Features]:
@@ -239,11 +241,11 @@ def features(query: Query, candidates: Sequence[Candidate]) -> list[Features]:
     for place, (record, lexical, dense) in enumerate((item.record, item.lexical, item.dense) for item in candidates):
         words = _words(said[place])
         around = threads[record.thread] if record.thread else {}
-        nearby = sum(
-            reciprocal[around[ordinal]] / abs(ordinal - record.ordinal)
-            for ordinal in range(record.ordinal - NEARBY_TURNS, record.ordinal + NEARBY_TURNS + 1)
-            if ordinal in around and ordinal != record.ordinal
-        )
+        nearby = 0.0
+        for step in _NEARBY_STEPS:
+            other = around.get(record.ordinal + step)
+            if other is not None:
+                nearby += reciprocal[other] / abs(step)
         before = around.get(record.ordinal - 1)
         named = record.speaker in query.named
         speaks_of_time = not _TIME_WORDS.isdisjoint(words) or _YEAR.search(said[place]) is not None
@@ -313,14 +315,15 @@ def _covers(query: Query, candidate: Candidate) -> float:
 
 def _names_unknown(query: Query, candidates: Sequence[Candidate]) -> bool:
     names = {word.removesuffix("'s") for name in _NAME.findall(query.text) for word in _words(name)}
-    if not names:
-        return False
-    known = {
-        word.removesuffix("'s")
-        for candidate in candidates
-        for word in (*_words(candidate.record.text), *_words(candidate.record.speaker))
-    }
-    return not names <= known | _TIME_WORDS | set(_MONTHS)
+    for candidate in candidates:
+        if not names:
+            break
+        record = candidate.record
+        text = f"{record.speaker} {record.text}".casefold()
+        # Most texts hold none of them: the cheap look comes first.
+        if any(name in text for name in names):
+            names.difference_update(word.removesuffix("'s") for word in _words(text))
+    return not names <= _TIME_WORDS | set(_MONTHS)
 
 
 def _words(text: str) -> list[str]:
@@ -332,6 +335,7 @@ def _said(text: str) -> str:
     return text.partition("[shares a photo:")[0].rstrip()
 
 
+_NEARBY_STEPS: Final = tuple(step for step in range(-NEARBY_TURNS, NEARBY_TURNS + 1) if step)
 _QUESTION_MARKS: Final = ("?", "\uff1f", "\u061f")
 _PUNCTUATION: Final = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\u2026\u201c\u201d'
 _NAME_LIKE: Final = re.compile(r"\w+(?:['\u2019]\w*)?")

@@ -20,11 +20,18 @@ from personae_runtime.memory.store import MemoryRecord, MemoryStore
 ARM_DEPTH: Final = 200
 """Hits asked of each arm at least."""
 
-CANDIDATES: Final = 120
+CANDIDATES: Final = 100
 """Best fused hits that are read back from the store and ranked, at least."""
 
 NAMES_FROM: Final = 40
 """Best lexical hits whose speakers are looked for in the query before it is embedded."""
+
+RECALL_FILTERS: Final = (
+    "scope is the person's, in the index and in the ledger",
+    "expires_at is in the future, in the index and in the ledger",
+    "not forgotten, not restricted, not quarantined, in the ledger",
+)
+"""What every arm of every recall carries, and what the ledger decides after it, in words."""
 
 _log = logging.getLogger(__name__)
 

@@ -45,6 +45,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.SessionService/CancelTurn": "sessions.converse",
     "/personae.v1.MemoryService/ListMemories": "memories.list",
     "/personae.v1.MemoryService/SearchMemories": "memories.list",
+    "/personae.v1.MemoryService/Explain": "memories.list",
     "/personae.v1.MemoryService/CreateMemory": "memories.create",
     "/personae.v1.MemoryService/ForgetMemory": "memories.forget",
     "/personae.v1.CorpusService/CreateDocument": "documents.create",

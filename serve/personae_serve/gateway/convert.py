@@ -20,6 +20,7 @@ from personae_runtime.ledger.control import ConsentRow
 from personae_runtime.ledger.documents import DocumentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
+from personae_runtime.memory.index import Place
 from personae_runtime.memory.passages import Passage
 from personae_runtime.memory.store import FactDetail, MemoryRecord
 from personae_runtime.names import Name
@@ -266,6 +267,12 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
         etag=str(row.version),
         quarantine_reason=row.quarantine_reason,
     )
+
+
+def arm(place: Place | None) -> memory_service_pb2.MemoryServiceExplainResponse.Arm | None:
+    if place is None:
+        return None
+    return memory_service_pb2.MemoryServiceExplainResponse.Arm(rank=place.rank, score=place.score)
 
 
 def document(row: DocumentRow) -> corpus_service_pb2.Document:

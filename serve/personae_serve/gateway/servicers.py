@@ -49,7 +49,7 @@ from personae_runtime.ledger.vault import Scope, Vault
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus, split
-from personae_runtime.memory.recall import Recalls
+from personae_runtime.memory.recall import RECALL_FILTERS, LeftOutReason, Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
@@ -538,6 +538,52 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             lexical_only=result.lexical_only,
             confidence=result.confidence,
             low_confidence=result.low_confidence,
+        )
+
+    async def Explain(
+        self, request: memory_service_pb2.MemoryServiceExplainRequest, context: Context
+    ) -> memory_service_pb2.MemoryServiceExplainResponse:
+        parent = _own("user", request.parent, "parent")
+        if self._recall is None:
+            raise _memory_disabled()
+        persona = await self._personas.get(Name(parent.tenant, parent.persona))
+        if not await self._consents.may_remember(parent):
+            return memory_service_pb2.MemoryServiceExplainResponse(filters=["consent to be remembered: withdrawn"])
+        result = await self._recall.recall(
+            self._scope(parent),
+            request.query,
+            limit=request.page_size or 10,
+            dense_deadline_s=_SEARCH_DEADLINE_S,
+        )
+        rules = PolicyContext(persona.type)
+        candidates, rank = [], 0
+        for item in result.items:
+            # As a turn's gate would.
+            decision = self._policy.check_memory(item.text, rules)
+            rank += not decision.action.stops
+            candidates.append(
+                memory_service_pb2.MemoryServiceExplainResponse.Candidate(
+                    memory=convert.memory(parent, item.record),
+                    lexical=convert.arm(item.lexical),
+                    dense=convert.arm(item.dense),
+                    features={} if item.parts is None else item.parts._asdict(),
+                    score=item.score,
+                    final_rank=0 if decision.action.stops else rank,
+                    filtered_reason=decision.reason_code if decision.action.stops else "",
+                )
+            )
+        # An id of another scope is nobody's to see here.
+        for left_out in (one for one in result.left_out if one.reason is not LeftOutReason.OTHER_SCOPE):
+            candidates.append(
+                memory_service_pb2.MemoryServiceExplainResponse.Candidate(
+                    memory=memory_service_pb2.Memory(name=convert.memory_name(parent, left_out.memory_id)),
+                    lexical=convert.arm(left_out.lexical),
+                    dense=convert.arm(left_out.dense),
+                    filtered_reason=left_out.reason.value.upper(),
+                )
+            )
+        return memory_service_pb2.MemoryServiceExplainResponse(
+            candidates=candidates, filters=RECALL_FILTERS, lexical_only=result.lexical_only
         )
 
     async def CreateMemory(

@@ -172,7 +172,9 @@ def test_any_words_give_every_candidate_once_in_one_order(
     shuffled = list(given_order)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert rank(query, shuffled) == ranking
-    assert {item.candidate.record.memory_id for item in ranking.ranked} == {item.record.memory_id for item in given_order}
+    assert {item.candidate.record.memory_id for item in ranking.ranked} == {
+        item.record.memory_id for item in given_order
+    }
     scores = [item.score for item in ranking.ranked]
     assert scores == sorted(scores, reverse=True)
     assert all(math.isfinite(score) and score > 0 for score in scores)

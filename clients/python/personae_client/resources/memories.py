@@ -39,6 +39,11 @@ class Memories:
         request = pb.SearchMemoriesRequest(parent=parent, query=query, page_size=page_size)
         return await self._transport.unary(self._stub.SearchMemories, request)
 
+    async def explain(self, parent: str, query: str, *, page_size: int = 0) -> pb.MemoryServiceExplainResponse:
+        """Why a search brings what it brings: places in the arms, the ranker's parts, and what was left out."""
+        request = pb.MemoryServiceExplainRequest(parent=parent, query=query, page_size=page_size)
+        return await self._transport.unary(self._stub.Explain, request)
+
     async def create(self, parent: str, memory: pb.Memory, *, request_id: str | None = None) -> pb.Memory:
         """Store one memory; it is durable on return and searchable soon after."""
         request = pb.CreateMemoryRequest(parent=parent, memory=memory, request_id=request_id or new_request_id())
