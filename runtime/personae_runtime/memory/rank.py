@@ -213,7 +213,7 @@ def rank(text: str, candidates: Sequence[Candidate]) -> Ranking:
         tuple(
             Ranked(
                 ordered[place],
-                math.exp(min(scores[place], 50.0)),
+                math.exp(min(max(scores[place], -50.0), 50.0)),
                 Features(*(weight * value for weight, value in zip(WEIGHTS, found[place], strict=True))),
             )
             for place in best
@@ -253,7 +253,7 @@ def features(query: Query, candidates: Sequence[Candidate]) -> list[Features]:
         found.append(
             Features(
                 fused=math.log(max(reciprocal[place], 1e-6)),
-                lexical=lexical.score / best_words if lexical is not None and best_words > 0 else 0.0,
+                lexical=max(lexical.score, 0.0) / best_words if lexical is not None and best_words > 0 else 0.0,
                 cosine=0.0 if dense is None else dense.score,
                 named=float(named),
                 own_account=float(named and not _FIRST_PERSON.isdisjoint(words)),
