@@ -52,8 +52,12 @@ _stemmers = threading.local()  # a stemmer keeps a cache and is not safe to shar
 
 def terms(text: str) -> list[str]:
     """Stems in order: NFKC, case-folded, without accents, possessives or stop words."""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text[:MAX_TEXT_CHARS]).casefold())
-    plain = "".join(char for char in folded if not unicodedata.combining(char))
+    plain = text[:MAX_TEXT_CHARS]
+    if plain.isascii():  # normal already, and most texts are
+        plain = plain.casefold()
+    else:
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", plain).casefold())
+        plain = "".join(char for char in folded if not unicodedata.combining(char))
     words = [word.replace("\u2019", "'").removesuffix("'s").replace("'", "") for word in _WORD.findall(plain)]
     stems: list[str] = _stemmer().stemWords([word for word in words if word and word not in STOPWORDS])
     return stems
