@@ -308,7 +308,11 @@ _PATTERNS: Final[dict[str, tuple[re.Pattern[str], _Rule]]] = {
         ("day_month", rf"\b{_RULED}?(?:the\s+)?{_DAY}\s+(?:of\s+)?{_MONTH},?(?:\s+{_YEAR}\b)?", _date),
         ("month_day", rf"\b{_RULED}?{_MONTH}\s+(?:the\s+)?{_DAY}\b(?!\s*%)(?:,?\s+{_YEAR}\b)?", _date),
         ("month", rf"\b{_RULED}?{_WHICH}?{_MONTH}(?:\s+(?:of\s+)?{_YEAR}\b)?", _month),
-        ("range", rf"\b(?:from|between)\s+{_YEAR}\s+(?:to|until|till|and|-|–)\s+(?P<last>(?:19|20)\d\d)\b", _year_range),
+        (
+            "range",
+            rf"\b(?:from|between)\s+{_YEAR}\s+(?:to|until|till|and|-|–)\s+(?P<last>(?:19|20)\d\d)\b",
+            _year_range,
+        ),
         (
             "season",
             rf"\b{_RULED}?(?:{_WHICH}|the\s+)?(?P<season>spring|summer|autumn|fall|winter)\b(?:\s+(?:of\s+)?{_YEAR}\b)?",
@@ -337,7 +341,11 @@ _PATTERNS: Final[dict[str, tuple[re.Pattern[str], _Rule]]] = {
             r"|tomorrow)\b",
             _named,
         ),
-        ("year", rf"\b(?P<rule>since|until|till|from|in|by|during|before|after|around|of)\s+(?:about\s+)?{_YEAR}\b", _years),
+        (
+            "year",
+            rf"\b(?P<rule>since|until|till|from|in|by|during|before|after|around|of)\s+(?:about\s+)?{_YEAR}\b",
+            _years,
+        ),
     )
 }
 
