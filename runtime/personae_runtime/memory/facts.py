@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from personae_runtime.memory.store import Basis, MemoryRecord
-from personae_runtime.memory.times import TimeSpan, intervals
 from personae_runtime.memory.timeline import ANY, Claim
+from personae_runtime.memory.times import TimeSpan, intervals
 
 RULES: Final = "rules-1"
 """Names the rules, with their version, as the extractor of what they find."""
@@ -482,144 +482,6 @@ _ENDS = (
 )
 """Words that what somebody likes does not go on over."""
 _THING_LIKED = rf"(?P<value>[\w'’-]+(?:\s+{_ENDS}[\w'’-]+){{0,3}})"
-_AVERSIONS)
-    changed = re.search(r"\b(?:any ?more|no longer|stopped)\b", said.match[0], re.IGNORECASE) is not None
-    value = re.sub(r"\s+any ?more$", "", thing, flags=re.IGNORECASE)
-    return [said.statement("dislikes" if disliked else "likes", value, event=changed, confidence=LIKELY)]
-
-
-def _favourite(said: _Said) -> list[Statement]:
-    value = f"{_tidy(said.match['what'])}: {_tidy(said.match['value'])}"
-    return [said.statement("favourite", value)]
-
-
-def _relation(said: _Said) -> list[Statement]:
-    who = said.match["who"].lower()
-    name = _tidy(said.match["value"])
-    if name.split()[0].lower() in _NO_NAME:
-        return []
-    # Of some there is one at a time; of a sister there may be several.
-    slot = ("relation", who) if who in _ONE_OF else ("relation", who, normalise(name))
-    return [said.statement("relation", f"{who[0].upper()}{who[1:]} {name}", slot=slot)]
-
-
-def _pet(said: _Said) -> list[Statement]:
-    animal, name = said.match["animal"].lower(), _tidy(said.match["value"])
-    if name.split()[0].lower() in _NO_NAME:
-        return []
-    slot = ("pet", animal, normalise(name))
-    gone = "gone" in said.match.re.groupindex and said.match["gone"] is not None
-    return [said.statement("pet", f"{animal} {name}", slot=slot, denied=gone)]
-
-
-def _diet(said: _Said) -> list[Statement]:
-    diet = said.match["value"].lower()
-    slot = ("diet",) if diet in ("vegetarian", "vegan", "pescatarian") else ("diet", normalise(diet))
-    denied = bool(said.match["not"])
-    changed = (said.match["verb"] or "").lower() in ("became", "went", "turned")
-    return [said.statement("diet", diet, slot=slot, denied=denied, event=changed and not denied)]
-
-
-def _age(said: _Said) -> list[Statement]:
-    years = int(said.match["value"])
-    if not 4 < years < 115:
-        return []
-    made = said.statement("age", str(years))
-    # Nobody is of an age for longer than a year.
-    over = said.said_at + timedelta(days=365)
-    return [
-        Statement("age", made.value, made.slot, made.begin, said.match.end(), said.said_at, None, over, confidence=0.8)
-    ]
-
-
-def _birthday(said: _Said) -> list[Statement]:
-    value = _tidy(said.match["value"])
-    return [said.statement("birthday", value)] if re.search(r"\d", value) else []
-
-
-def _owned(said: _Said) -> list[Statement]:
-    thing = said.match["thing"].lower()
-    event = said.match["verb"].lower() in ("bought", "got")
-    value = _tidy(said.match["value"])
-    return [said.statement("owns", value, event=event, slot=("owns", thing), confidence=LIKELY)]
-
-
-def _sold(said: _Said) -> list[Statement]:
-    return [said.statement("owns", ANY, denied=True, slot=("owns", said.match["thing"].lower()))]
-
-
-def _plan(said: _Said) -> list[Statement]:
-    time = next((one for one in said.times if one.end > said.said_at and one.begin > said.said_at), None)
-    if time is None or time.start_char < said.match.start():
-        return []
-    what = _tidy(said.sentence[said.match.start("value") : time.start_char])
-    what = re.sub(r"\s+(?:on|in|at|the|for|this|until|by)$", "", what)
-    if not 3 <= len(what) <= MAX_VALUE_CHARS - 20 or _SUPPOSED.search(said.sentence[: said.match.start()]):
-        return []
-    when = f"{time.begin:%Y-%m-%d}" if time.end - time.begin <= timedelta(days=1) else f"{time.begin:%Y-%m}"
-    value = f"{what} ({when})"
-    return [
-        Statement(
-            "plans",
-            value,
-            ("plans", normalise(what)),
-            said.match.start(),
-            time.end_char,
-            said.said_at,
-            said.said_at,
-            time.end,
-            confidence=LIKELY,
-        )
-    ]
-
-
-# -- the words of the rules ----------------------------------------------------
-
-_I = r"\b(?:I|i)"
-_AM = rf"{_I}(?:['’]m|\s+am)"
-_HAVE = rf"{_I}(?:['’]ve|\s+have)"
-_ADVERB = r"(?:\s+(?:now|currently|still|actually|finally|just|recently|really|also|already|mostly|again|permanently))*"
-# The only parts that tell upper from lower case: a name is written with a capital.
-_WORD = r"(?-i:[A-ZÀ-ÖØ-Þ][\w'’&.-]*\w|[A-ZÀ-ÖØ-Þ])(?!\w)"
-_NAME = rf"(?:{_WORD}(?:\s+(?:(?-i:de|da|do|dos|del|la|le|van|von|der|of|the|upon|and the)\s+)?{_WORD}){{0,3}})"
-_PLACE = rf"(?:the\s+)?{_NAME}(?:,\s+{_NAME})?"
-_ANY_MORE = r"(?:\s+any\s?more)?"
-
-_ANIMAL = (
-    r"(?P<animal>dog|puppy|cat|kitten|rabbit|bunny|hamster|guinea pig|parrot|budgie|horse|pony|tortoise|turtle|snake"
-    r"|lizard|gecko|goldfish|fish|hen|chicken|goat|ferret)"
-)
-_WHO = (
-    r"(?P<who>wife|husband|partner|girlfriend|boyfriend|fianc[ée]e?|sister|brother|mother|mum|mom|father|dad|son"
-    r"|daughter|grandmother|grandma|grandfather|grandpa|aunt|uncle|niece|nephew|cousin|best friend|boss|roommate"
-    r"|flatmate|housemate|neighbou?r|colleague|twin|stepmother|stepfather)"
-)
-_SINGLES: Final = "wife husband partner girlfriend boyfriend fiancé fiancée mother mum mom father dad boss"
-_ONE_OF: Final = frozenset(_SINGLES.split())
-_THING = (
-    r"(?P<thing>car|bike|bicycle|motorbike|motorcycle|scooter|van|campervan|caravan|boat|sailboat|kayak|canoe"
-    r"|surfboard|house|flat|apartment|cottage|farm|guitar|piano|violin|cello|saxophone|drum kit|camera|telescope"
-    r"|record player|sewing machine|3d printer|greenhouse|allotment)"
-)
-_ROLES = (
-    r"teacher|professor|lecturer|nurse|doctor|surgeon|dentist|vet|veterinarian|pharmacist|paramedic|midwife|therapist"
-    r"|psychologist|physiotherapist|engineer|developer|programmer|designer|architect|scientist|researcher|biologist"
-    r"|chemist|physicist|mathematician|analyst|accountant|economist|lawyer|solicitor|barrister|judge|journalist"
-    r"|writer|author|editor|translator|librarian|photographer|painter|sculptor|musician|pianist|violinist|singer|actor"
-    r"|actress|dancer|chef|cook|baker|waiter|waitress|barista|bartender|butcher|farmer|gardener|florist|carpenter"
-    r"|plumber|electrician|mechanic|welder|builder|driver|pilot|sailor|firefighter|police officer|soldier|postman"
-    r"|cleaner|hairdresser|barber|tailor|cashier|consultant|manager|director|secretary|receptionist|salesperson"
-    r"|estate agent|social worker|student|pensioner|potter|beekeeper|luthier|animator|illustrator|electrotechnician"
-)
-_ROLE = rf"(?P<value>(?:an?\s+)?(?:[\w-]+\s+){{0,3}}?(?:{_ROLES}))\b"
-_LANGUAGE = (
-    r"(?:English|Portuguese|Spanish|French|German|Italian|Dutch|Polish|Czech|Slovak|Danish|Swedish|Norwegian|Finnish"
-    r"|Icelandic|Hungarian|Romanian|Bulgarian|Greek|Turkish|Russian|Ukrainian|Serbian|Croatian|Slovene|Lithuanian"
-    r"|Latvian|Estonian|Irish|Welsh|Basque|Catalan|Galician|Arabic|Hebrew|Persian|Farsi|Hindi|Urdu|Bengali|Punjabi"
-    r"|Tamil|Telugu|Mandarin|Cantonese|Chinese|Japanese|Korean|Vietnamese|Thai|Indonesian|Malay|Tagalog|Swahili"
-    r"|Amharic|Yoruba|Zulu|Afrikaans|Esperanto|Latin)"
-)
-_THING_LIKED = r"(?P<value>[\w'’-]+(?:\s+(?!because\b|but\b|and\b|when\b|so\b|since\b|if\b|that\b|too\b|very\b|a lot\b|who\b|which\b|though\b|although\b|is\b|are\b|in the\b|at the\b|for\b|how\b|like\b)[\w'’-]+){0,3})"
 _AVERSIONS = ("hate", "dislike", "detest", "loathe", "stand", "bear")
 _VAGUE: Final = """
     it that this these those you him her them us me he she they i how what when where who whom why the to your his
