@@ -85,7 +85,7 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     await through_outage(database.migrate)
     vault = Vault(master, database)
     await through_outage(vault.verify)
-    memories = MemoryLedger(database, vault)
+    memories = MemoryLedger(database, vault, max_facts=settings.memory.retention.max_facts)
     await through_outage(memories.adopt)
     return Stores(database, vault, memories, postgres)
 

@@ -24,6 +24,7 @@ from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow, append_events
+from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
@@ -150,6 +151,7 @@ class SessionLedger:
         lease_s: seconds a running turn stays this owner's without a renewal.
         may_store: whether a person's words may be remembered, as far as they go;
             asked when a turn is closed that nobody runs any more.
+        draw: the facts that such words state.
     """
 
     def __init__(
@@ -161,11 +163,13 @@ class SessionLedger:
         host: str,
         lease_s: float,
         may_store: Callable[[str, PolicyContext], bool],
+        draw: Draw = lambda record, context: (),
     ) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
         self._may_store = may_store
+        self._draw = draw
         self.owner = ""
         self._host = host
         self._lease = timedelta(seconds=lease_s)
@@ -365,11 +369,10 @@ class SessionLedger:
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
             text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
-            if self._may_store(text, PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])):
-                await self._memories.insert(
-                    connection,
-                    turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"]),
-                )
+            context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])
+            if self._may_store(text, context):
+                memory = turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"])
+                await self._memories.insert(connection, memory, statements=self._draw(memory, context))
         return True
 
     # -- sessions ------------------------------------------------------------
@@ -625,8 +628,10 @@ class SessionLedger:
         events: Sequence[Event],
         memory: MemoryRecord | None,
         history_from: int,
+        statements: Sequence[Statement] = (),
     ) -> None:
-        """End a turn: its last events, its projection and what it leaves to remember, in one transaction.
+        """End a turn: its last events, its projection, what it leaves to remember and what that states, in one
+        transaction.
 
         Raises:
             LeaseLost: another owner closed it.
@@ -662,7 +667,7 @@ class SessionLedger:
                 history_from,
             )
             if memory is not None:
-                await self._memories.insert(connection, memory)
+                await self._memories.insert(connection, memory, statements=statements)
 
     async def _end_turn(
         self,

@@ -17,6 +17,10 @@ from typing import Final
 from personae_runtime.memory.store import Basis, MemoryRecord
 from personae_runtime.memory.timeline import ANY, Claim
 from personae_runtime.memory.times import TimeSpan, intervals
+from personae_runtime.policy.decision import PolicyContext
+
+Draw = Callable[[MemoryRecord, PolicyContext], "tuple[Statement, ...]"]
+"""What a memory in the person's own words states, as far as policy lets it be remembered."""
 
 RULES: Final = "rules-1"
 """Names the rules, with their version, as the extractor of what they find."""
@@ -135,6 +139,16 @@ def extract(text: str, said_at: datetime) -> tuple[Statement, ...]:
     found.sort(key=lambda one: (one.begin, one.end, one.predicate))
     unique = {(one.slot, one.predicate, normalise(one.value), one.denied): one for one in reversed(found)}
     return tuple(sorted(unique.values(), key=lambda one: (one.begin, one.end, one.predicate))[:MAX_STATEMENTS])
+
+
+def drawing(allows: Callable[[str, PolicyContext], bool], *, enabled: bool = True) -> Draw:
+    """Draws from a memory in the person's own words what `allows` lets be remembered; nothing if not enabled."""
+
+    def draw(record: MemoryRecord, context: PolicyContext) -> tuple[Statement, ...]:
+        found = extract(record.text, record.occurred_at) if enabled else ()
+        return tuple(one for one in found if allows(sentence(one.predicate, one.value, denied=one.denied), context))
+
+    return draw
 
 
 def sentence(predicate: str, value: str, *, denied: bool = False) -> str:
@@ -495,7 +509,7 @@ _FUNCTION_WORDS: Final = """
 """
 _NO_NAME: Final = frozenset(_FUNCTION_WORDS.split())
 
-_RULES: Final[tuple[tuple[re.Pattern[str], _Make]], ...] = tuple(  # type: ignore[assignment]
+_RULES: Final[tuple[tuple[re.Pattern[str], _Make], ...]] = tuple(
     (re.compile(pattern, re.IGNORECASE), make)
     for pattern, make in (
         # Who.

@@ -8,14 +8,16 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
-from personae_runtime.memory.index import IndexHit, MemoryIndex
+from personae_runtime.memory.index import IndexHit, MemoryIndex, PointKind
 from personae_runtime.memory.lexical import query_vector, terms
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
+from personae_runtime.memory.times import asked_about
 
 CANDIDATES: Final = 60
 """Hits read back from the store at least: room for what is excluded, forgotten or reranked away."""
@@ -43,6 +45,12 @@ NEARBY: Final = 0.8
 
 NEARBY_TURNS: Final = 3
 
+FACT_DEPTH: Final = 12
+"""Facts asked of each arm beyond those wanted: room for what is excluded, forgotten or over."""
+
+FACT_COSINE: Final = 0.35
+"""Likeness from which a fact has to do with a query that shares no word with it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -66,19 +74,28 @@ class RecallResult:
     """What a query brought back.
 
     Attributes:
-        items: best first.
+        items: words, best first.
         lexical_only: the dense arm did not take part.
+        facts: that held at the time that the query asks about, best first.
     """
 
     items: tuple[RecalledMemory, ...]
     lexical_only: bool
+    facts: tuple[RecalledMemory, ...] = ()
 
 
 class Recalls(Protocol):
     """Recall, as far as a turn needs it: here, or in another process."""
 
     async def recall(
-        self, scope: str, query: str, *, limit: int, dense_deadline_s: float, exclude_threads: Collection[str] = ()
+        self,
+        scope: str,
+        query: str,
+        *,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """See `Recall.recall`."""
         ...
@@ -120,6 +137,7 @@ class Recall:
         embedding: Awaitable[Vector] | None = None,
         exclude_ids: Collection[UUID] = (),
         exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """Memories of one scope that bear on `query`.
 
@@ -137,6 +155,7 @@ class Recall:
             exclude_ids, exclude_threads: not wanted, such as the turns that the
                 prompt's history holds. They are left out of the candidates, so
                 that a long excluded thread may leave fewer than `limit`.
+            fact_limit: most facts.
 
         Raises:
             LedgerUnavailable: the words can't be read.
@@ -149,6 +168,7 @@ class Recall:
             None if dense is None else dense.tolist(),
             limit=max(ARM_DEPTH, 4 * limit),
             now=now,
+            kind=PointKind.EPISODE,
         )
         fused = [(memory_id, score) for memory_id, score in fuse(hits) if memory_id not in exclude_ids]
         wanted = fused[: max(CANDIDATES, 2 * limit)]
@@ -161,7 +181,37 @@ class Recall:
             and record.scope == scope
             and record.thread not in exclude_threads
         ]
-        return RecallResult(tuple(rerank(query, found)[:limit]), lexical_only=dense is None)
+        facts = await self._facts(scope, query, dense, now, exclude_threads, fact_limit) if fact_limit else ()
+        return RecallResult(tuple(rerank(query, found)[:limit]), lexical_only=dense is None, facts=facts)
+
+    async def _facts(
+        self, scope: str, query: str, dense: Vector | None, now: float, exclude_threads: Collection[str], limit: int
+    ) -> tuple[RecalledMemory, ...]:
+        """Facts that held when the query asks about, and have to do with it."""
+        begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
+        hits = await self._index.search(
+            scope,
+            query_vector(query),
+            None if dense is None else dense.tolist(),
+            limit=FACT_DEPTH + limit,
+            now=now,
+            kind=PointKind.FACT,
+            during=(begin.timestamp(), end.timestamp()),
+        )
+        near = [hit for hit in hits if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
+        wanted = fuse(near)
+        records = await self._store.read([memory_id for memory_id, _ in wanted]) if wanted else {}
+        found = [
+            RecalledMemory(record, score)
+            for memory_id, score in wanted
+            if (record := records.get(memory_id)) is not None
+            and record.scope == scope
+            and record.thread not in exclude_threads
+            # The ledger may have closed it since it was indexed.
+            and record.fact is not None
+            and record.fact.holds(begin, end)
+        ]
+        return tuple(found[:limit])
 
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:

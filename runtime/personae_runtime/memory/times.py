@@ -127,6 +127,25 @@ def intervals(text: str, said_at: datetime) -> list[TimeSpan]:
     return found
 
 
+def asked_about(query: str, now: datetime) -> tuple[datetime, datetime]:
+    """The time that a question is about, both ends included: `now` alone, unless it speaks of another.
+
+    "in June" is that month; "used to", "before" or "did I" is all time until now.
+    """
+    now = now.astimezone(UTC)
+    for span in intervals(query, now):
+        if span.begin < now:
+            return span.begin, max(span.begin, span.end - timedelta(seconds=1))
+    return (datetime.min.replace(tzinfo=UTC) if _PAST.search(query) else now), now
+
+
+_PAST: Final = re.compile(
+    r"\b(?:used\s+to|before|previous(?:ly)?|former(?:ly)?|back\s+then|in\s+the\s+past|earlier|ever|once|formerly"
+    r"|(?:did|was|were|had)\s+(?:i|we|my|our))\b",
+    re.IGNORECASE,
+)
+
+
 # -- the calendar --------------------------------------------------------------
 
 

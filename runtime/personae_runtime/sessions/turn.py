@@ -43,6 +43,7 @@ from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.recall import RecalledMemory, Recalls
 from personae_runtime.memory.store import MemoryRecord
@@ -131,6 +132,7 @@ class LiveTurn:
     in_history: bool = False
     input_scores: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord | None = None
+    statements: tuple[Statement, ...] = ()
     citations: dict[str, MemoryRecord] = field(default_factory=dict)
     failure: PersonaeError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -156,6 +158,9 @@ class TurnRunner:
     """Runs turns.
 
     Everything it is given is started; it owns only the turns.
+
+    Args:
+        draw: the facts that the person's words state; none unless given.
     """
 
     def __init__(
@@ -172,8 +177,10 @@ class TurnRunner:
         writer: EventWriter,
         control: ControlWatcher,
         telemetry: Telemetry,
+        draw: Draw = lambda record, context: (),
     ) -> None:
         self._settings = settings
+        self._draw = draw
         self._engines = engines
         self._policy = policy
         self._recall = recall
@@ -434,6 +441,7 @@ class TurnRunner:
                     dense_deadline_s=self._settings.memory.dense_deadline_ms / 1000,
                     # What the prompt's history holds need not be recalled.
                     exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
+                    fact_limit=self._settings.memory.fact_limit,
                 )
             except LedgerUnavailable:
                 raise
@@ -442,10 +450,10 @@ class TurnRunner:
                 fail_span(span, error)
                 self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
                 return ()
-            span.set_attribute(names.ATTR_RECALL_HITS, len(result.items))
+            span.set_attribute(names.ATTR_RECALL_HITS, len(result.facts) + len(result.items))
             span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, result.lexical_only)
         self._telemetry.recall_duration.record(time.monotonic() - begun)
-        return result.items
+        return (*result.facts, *result.items)
 
     async def _refuse(self, turn: LiveTurn, decision: Decision) -> Body:
         self._say(turn, decision.template)
@@ -590,6 +598,7 @@ class TurnRunner:
             turn.text,
             turn.admission.admitted_at,
         )
+        turn.statements = self._draw(turn.memory, turn.policy)
 
     async def _finish(self, turn: LiveTurn, outcome: Body) -> None:
         """Record the end, show it, and let go of everything the turn held."""
@@ -638,6 +647,7 @@ class TurnRunner:
                             in_history=turn.in_history,
                             events=events,
                             memory=turn.memory,
+                            statements=turn.statements,
                             history_from=turn.history_from,
                         )
         except LeaseLost as lost:

@@ -78,12 +78,23 @@ class MemoryReplica:
             raise
 
     async def recall(
-        self, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
+        self,
+        scope: str,
+        query: str,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: tuple[str, ...],
+        fact_limit: int,
     ) -> RecallResult | tuple[str, str]:
         """See `Recall.recall`; a failure comes back as (reason, message)."""
         try:
             return await self._recall.recall(
-                scope, query, limit=limit, dense_deadline_s=dense_deadline_s, exclude_threads=exclude_threads
+                scope,
+                query,
+                limit=limit,
+                dense_deadline_s=dense_deadline_s,
+                exclude_threads=exclude_threads,
+                fact_limit=fact_limit,
             )
         except PersonaeError as error:
             return (error.reason, error.message)
@@ -122,7 +133,14 @@ class RemoteMemory:
         return self._index
 
     async def recall(
-        self, scope: str, query: str, *, limit: int, dense_deadline_s: float, exclude_threads: Collection[str] = ()
+        self,
+        scope: str,
+        query: str,
+        *,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """See `Recall.recall`.
 
@@ -137,6 +155,7 @@ class RemoteMemory:
             limit,
             dense_deadline_s,
             tuple(exclude_threads),
+            fact_limit,
         )
         if isinstance(result, tuple):
             reason, message = result

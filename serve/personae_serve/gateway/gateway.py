@@ -20,6 +20,7 @@ from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.facts import drawing
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
@@ -117,6 +118,10 @@ class Gateway:
             # What can't be used is told now, not with the first call that must be forwarded.
             peer_credentials(settings.gateway.tls)
         tokens = await open_tokens(settings.auth.jwt, stack)
+        draw = drawing(
+            lambda text, context: not policy.check_memory(text, context).action.stops,
+            enabled=settings.memory.enabled and settings.memory.facts,
+        )
         sessions = SessionLedger(
             stores.database,
             stores.vault,
@@ -126,6 +131,7 @@ class Gateway:
             may_store=lambda text, context: (
                 settings.memory.enabled and not policy.check_memory(text, context).action.stops
             ),
+            draw=draw,
         )
         personas = PersonaLedger(stores.database, stores.vault)
 
@@ -155,6 +161,7 @@ class Gateway:
             writer=writer,
             control=control,
             telemetry=telemetry,
+            draw=draw,
         )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
         consents = ConsentLedger(stores.database)
@@ -177,6 +184,7 @@ class Gateway:
                 self._indexing,
                 policy,
                 stores.vault,
+                draw,
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),

@@ -42,6 +42,7 @@ from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
+from personae_runtime.memory.facts import Draw, is_persons
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.recall import Recalls
@@ -59,6 +60,7 @@ from personae_serve.gateway.peers import Peers, is_forwarded
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 _SEARCH_DEADLINE_S = 1.0
+_SEARCH_FACTS = 3
 _METHOD = f"/{session_service_pb2.DESCRIPTOR.services_by_name['SessionService'].full_name}/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -471,7 +473,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         indexer: Indexing | None,
         policy: Policy,
         vault: Vault,
+        draw: Draw,
     ) -> None:
+        self._draw = draw
         self._memories = memories
         self._personas = personas
         self._consents = consents
@@ -517,18 +521,22 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if not await self._consents.may_remember(parent):
             # As a turn's recall would.
             return memory_service_pb2.SearchMemoriesResponse(lexical_only=True)
+        size = request.page_size or 10
         result = await self._recall.recall(
             self._scope(parent),
             request.query,
-            limit=request.page_size or 10,
+            limit=size,
             dense_deadline_s=_SEARCH_DEADLINE_S,
+            fact_limit=min(size, _SEARCH_FACTS),
         )
+        # As before the model, facts come before words.
+        above = max((item.score for item in result.items), default=0.0)
+        found = [(item.record, above + item.score) for item in result.facts]
+        found += [(item.record, item.score) for item in result.items]
         return memory_service_pb2.SearchMemoriesResponse(
             results=[
-                memory_service_pb2.SearchMemoriesResponse.Result(
-                    memory=convert.memory(parent, item.record), score=item.score
-                )
-                for item in result.items
+                memory_service_pb2.SearchMemoriesResponse.Result(memory=convert.memory(parent, record), score=score)
+                for record, score in found[:size]
             ],
             lexical_only=result.lexical_only,
         )
@@ -548,7 +556,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             )
         source = request.memory
         # With scores: at recall there is time for matchers only.
-        decision = await self._policy.decide(Stage.MEMORY, source.text, PolicyContext(persona.type))
+        context_of_persona = PolicyContext(persona.type)
+        decision = await self._policy.decide(Stage.MEMORY, source.text, context_of_persona)
         if decision.action.stops:
             raise FailedPrecondition(
                 f"policy does not let this be remembered: {decision.reason_code}",
@@ -574,7 +583,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             expires_at=expires_at,
             external_id=source.external_id,
         )
-        stored = await self._memories.create(record, parent.tenant, self._api.mutation("CreateMemory", request))
+        # Of a conversation with the persona, its own lines are memories too, but state nothing of the person.
+        statements = self._draw(record, context_of_persona) if is_persons(record, parent.user) else ()
+        stored = await self._memories.create(
+            record, parent.tenant, self._api.mutation("CreateMemory", request), statements
+        )
         self._indexer.notify()
         return convert.memory(parent, stored)
 
