@@ -41,7 +41,8 @@ TOMBSTONE: Final = (
 """SQL: forget rows of `memories`; a WHERE follows."""
 
 _COLUMNS = (
-    "memory_id, slot, detail, speaker, valid_from, valid_to, superseded_by, occurred_at, pinned, confidence, source_ids"
+    "memory_id, slot, detail, speaker, valid_from, valid_to, superseded_by, occurred_at, pinned, confidence,"
+    " source_ids, expires_at"
 )
 _FACTS = "kind = 'fact' AND forgotten_at IS NULL"
 
@@ -60,6 +61,7 @@ class FactRow:
     occurred_at: datetime
     pinned: bool
     confidence: float
+    expires_at: datetime | None
 
     @property
     def key(self) -> tuple[str, bool]:
@@ -394,6 +396,7 @@ def _row(cipher: ScopeCipher, row: asyncpg.Record) -> FactRow:
         occurred_at=row["occurred_at"],
         pinned=row["pinned"],
         confidence=row["confidence"],
+        expires_at=row["expires_at"],
     )
 
 

@@ -113,6 +113,8 @@ class Admission:
         history_from: first turn that still stands in the prompt.
         admitted_at: the ledger's clock.
         has_memories: there are live ones that the history does not hold anyway.
+        profile_version: of the card that the session holds to; None if it has not chosen one.
+        card: that card's text, sealed; None if it is gone or was empty from the first.
     """
 
     new: bool
@@ -125,6 +127,8 @@ class Admission:
     history_from: int
     admitted_at: datetime
     has_memories: bool
+    profile_version: int | None = None
+    card: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +499,8 @@ class SessionLedger:
         mac = self._vault.body_mac("turn", text)
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
-                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, now() AS at"
+                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, s.profile_version,"
+                " now() AS at"
                 " FROM sessions s, owners o WHERE s.session_pk = $1 AND o.owner = $2 AND o.fenced_at IS NULL"
                 " FOR UPDATE OF s FOR KEY SHARE OF o",
                 session.session_pk,
@@ -508,13 +513,16 @@ class SessionLedger:
             epoch = 0 if facts is None else facts["epoch"]
             turn = await connection.fetchrow(
                 "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories"
-                f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories"
+                f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories,"
+                " (SELECT p.text FROM profiles p WHERE p.scope = $3 AND p.version = $6"
+                "  AND (p.expires_at IS NULL OR p.expires_at > now())) AS card"
                 " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,
                 session.scope,
                 row["history_from"] > 1,
                 session.thread,
+                row["profile_version"],
             )
             if turn["turn_no"] is not None:
                 if turn["body_mac"] != mac:
@@ -580,6 +588,8 @@ class SessionLedger:
             history_from=row["history_from"],
             admitted_at=row["at"],
             has_memories=turn["has_memories"],
+            profile_version=row["profile_version"],
+            card=turn["card"],
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:

@@ -201,16 +201,17 @@ def _back(moment: datetime, unit: str, count: int) -> datetime:
 
 def _nearest(make: Callable[[int], Interval], said_at: datetime, coming: bool) -> Interval:
     """Of a yearly interval, the last that has begun, or the next that has not ended."""
-    years = range(said_at.year - 4, said_at.year + 5)  # 29 February is not in every year
+    years = range(said_at.year - 8, said_at.year + 9)  # 29 February is not in every year
     found = []
     for year in years:
         try:
             found.append(make(year))
         except ValueError:
             continue
-    if coming:
-        return next(interval for interval in found if interval[1] > said_at)
-    return next(interval for interval in reversed(found) if interval[0] <= said_at)
+    fitting = [one for one in found if one[1] > said_at] if coming else [one for one in found if one[0] <= said_at]
+    if not fitting:
+        raise ValueError("there is no such day")
+    return fitting[0 if coming else -1]
 
 
 def _count(words: str) -> int:

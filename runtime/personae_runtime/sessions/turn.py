@@ -40,11 +40,13 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.profiles import ProfileLedger, place
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.indexer import Indexing
+from personae_runtime.memory.profile import fit
 from personae_runtime.memory.recall import RecalledMemory, Recalls
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
@@ -161,6 +163,7 @@ class TurnRunner:
 
     Args:
         draw: the facts that the person's words state; none unless given.
+        profiles: None puts no card before the model.
     """
 
     def __init__(
@@ -178,8 +181,10 @@ class TurnRunner:
         control: ControlWatcher,
         telemetry: Telemetry,
         draw: Draw = lambda record, context: (),
+        profiles: ProfileLedger | None = None,
     ) -> None:
         self._settings = settings
+        self._profiles = profiles
         self._draw = draw
         self._engines = engines
         self._policy = policy
@@ -394,12 +399,14 @@ class TurnRunner:
             if turn.stop_reason:
                 raise asyncio.CancelledError
             async with asyncio.timeout(self._settings.sessions.turn_timeout_s):
-                input_decision, recalled = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
+                input_decision, recalled, card = await asyncio.gather(
+                    self._gate_input(turn), self._recall_for(turn), self._card_for(turn)
+                )
                 if input_decision.action.stops:
                     outcome = await self._refuse(turn, input_decision)
                 else:
                     memories = await self._gate_memories(turn, recalled)
-                    messages = await self._compose(turn, memories)
+                    messages = await self._compose(turn, memories, card)
                     outcome = await self._generate(turn, messages)
                 self._remember(turn, input_decision)
                 await turn.recorder.flush()
@@ -471,11 +478,29 @@ class TurnRunner:
             span.set_attribute(names.ATTR_RECALL_DROPPED, len(recalled) - len(kept))
         return kept
 
-    async def _compose(self, turn: LiveTurn, memories: list[RecalledMemory]) -> list[Message]:
+    async def _card_for(self, turn: LiveTurn) -> str:
+        """The profile card that the session began with; a newer one if something of that was forgotten."""
+        if self._profiles is None or not turn.watch.standing.may_remember:
+            return ""
+        version, sealed = turn.admission.profile_version, turn.admission.card
+        if version == 0:
+            return ""
+        count = turn.persona.engine.count_tokens
+        if version is None or sealed is None:
+            text = (await self._profiles.pin(turn.session.session_pk, turn.session.scope, count)).text
+        else:
+            text = turn.cipher.open(sealed, place(turn.session.scope, version)).decode()
+        return fit(text, count, lambda line: not self._policy.check_memory(line, turn.policy).action.stops)
+
+    async def _compose(self, turn: LiveTurn, memories: list[RecalledMemory], card: str) -> list[Message]:
         with self._telemetry.stage(names.SPAN_COMPOSE, turn.context):
             room = self._prompt_room(turn.persona) - turn.persona.prefix_tokens
             count = turn.persona.engine.count_tokens
             room -= count(turn.text)
+            if card and (cost := count(card) + 24) <= room:
+                room -= cost
+            else:
+                card = ""
             kept: list[RecalledMemory] = []
             for memory in memories:
                 cost = count(memory.record.text) + 16
@@ -491,7 +516,7 @@ class TurnRunner:
                 memory_id = str(memory.record.memory_id)
                 turn.citations[memory_id] = memory.record
                 turn.recorder.emit(MemoryCitation(memory_id, round(memory.score, 6)))
-            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept)
+            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept, card)
 
     async def _history(self, turn: LiveTurn) -> list[PastTurn]:
         key, before = turn.session.session_pk, turn.admission.turn_no - 1

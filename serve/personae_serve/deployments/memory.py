@@ -28,7 +28,7 @@ from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.embedded import lock_data_dir
 from personae_serve.gateway.gateway import stop_tasks
 from personae_serve.interpreter import hand_over_quickly
-from personae_serve.stores import open_memory, open_stores
+from personae_serve.stores import keep_swept, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -72,7 +72,10 @@ class MemoryReplica:
             memory = await open_memory(settings, stores, self._stack, telemetry)
             self._recall, self._indexer = memory.recall, memory.indexer
             task = asyncio.create_task(memory.indexer.run(self._stopping), name="indexer")
-            self._stack.push_async_callback(stop_tasks, [task], self._stopping)
+            sweeping = asyncio.create_task(
+                keep_swept(settings, stores.memories, memory.indexer, self._stopping), name="sweep"
+            )
+            self._stack.push_async_callback(stop_tasks, [task, sweeping], self._stopping)
         except BaseException:
             await self._stack.aclose()
             raise

@@ -47,6 +47,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.MemoryService/SearchMemories": "memories.list",
     "/personae.v1.MemoryService/CreateMemory": "memories.create",
     "/personae.v1.MemoryService/ForgetMemory": "memories.forget",
+    "/personae.v1.MemoryService/GetProfile": "memories.list",
     "/personae.v1.PolicyService/Classify": "policy.classify",
     "/personae.v1.ConsentService/RecordConsent": "consents.record",
     "/personae.v1.ConsentService/ListConsentEvents": "consents.list",

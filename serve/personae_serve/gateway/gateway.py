@@ -18,6 +18,7 @@ from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.facts import drawing
@@ -149,6 +150,7 @@ class Gateway:
         control = ControlWatcher(stores.database)
         await through_outage(control.start)
         stack.push_async_callback(control.close)
+        profiles = ProfileLedger(stores.database, stores.vault, stores.memories.facts)
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
@@ -162,6 +164,7 @@ class Gateway:
             control=control,
             telemetry=telemetry,
             draw=draw,
+            profiles=profiles if settings.memory.enabled else None,
         )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
         consents = ConsentLedger(stores.database)
@@ -185,6 +188,8 @@ class Gateway:
                 policy,
                 stores.vault,
                 draw,
+                profiles,
+                self._engines,
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),

@@ -40,6 +40,7 @@ from personae_runtime.errors import (
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
+from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
 from personae_runtime.memory.facts import Draw, is_persons
@@ -474,8 +475,12 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         policy: Policy,
         vault: Vault,
         draw: Draw,
+        profiles: ProfileLedger,
+        engines: Engines,
     ) -> None:
         self._draw = draw
+        self._profiles = profiles
+        self._engines = engines
         self._memories = memories
         self._personas = personas
         self._consents = consents
@@ -540,6 +545,16 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             ],
             lexical_only=result.lexical_only,
         )
+
+    async def GetProfile(
+        self, request: memory_service_pb2.GetProfileRequest, context: Context
+    ) -> memory_service_pb2.Profile:
+        name = _own("profile", request.name)
+        if not await self._consents.may_remember(name):
+            # No prompt holds it now.
+            return memory_service_pb2.Profile(name=request.name)
+        count = self._engines.default.count_tokens
+        return convert.profile(name, await self._profiles.current(self._scope(name), count))
 
     async def CreateMemory(
         self, request: memory_service_pb2.CreateMemoryRequest, context: Context

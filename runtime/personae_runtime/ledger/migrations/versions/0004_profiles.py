@@ -24,6 +24,7 @@ _STATEMENTS = (
     " ADD COLUMN profile_stale boolean NOT NULL DEFAULT false",
     # The version that stands in the session's prompts; 0 is an empty card, NULL none yet.
     "ALTER TABLE sessions ADD COLUMN profile_version integer",
+    "CREATE INDEX sessions_by_scope ON sessions (scope) WHERE state = 'OPEN'",
     "CREATE INDEX memories_to_sweep ON memories (expires_at) WHERE forgotten_at IS NULL AND expires_at IS NOT NULL",
 )
 
