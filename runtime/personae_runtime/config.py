@@ -384,6 +384,16 @@ class RetentionSettings(_Section):
     )
 
 
+class ExtractionSettings(_Section):
+    """Facts that the engine draws in the background, beside those that rules draw at once."""
+
+    enabled: bool = Field(False, description="Let the engine read what people said.", examples=[True])
+    batch: int = Field(16, ge=1, le=100, description="Most messages of one person in one request.", examples=[16])
+    poll_s: float = Field(
+        5.0, gt=0, description="Seconds between looks for new messages, or for a free place.", examples=[5]
+    )
+
+
 class MemorySettings(_Section):
     """Recall."""
 
@@ -398,6 +408,7 @@ class MemorySettings(_Section):
     )
     fact_limit: int = Field(3, ge=0, le=20, description="Facts put before the model in one turn.", examples=[3])
     retention: RetentionSettings = RetentionSettings()
+    extraction: ExtractionSettings = ExtractionSettings()
 
 
 class PolicySettings(_Section):

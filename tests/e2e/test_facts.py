@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +15,11 @@ from google.protobuf import timestamp_pb2
 
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1 import policy_service_pb2
+from personae_runtime.memory.extraction import CURSOR, PRIORITY, SCHEMA, Extractor
 from personae_runtime.memory.lexical import spoken_date
 from personae_runtime.memory.profile import MAX_TOKENS
+from personae_runtime.memory.store import ChangeCursor
+from personae_serve.stores import keep_swept
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Api, Hosted, failure, new_user
 
@@ -192,7 +197,7 @@ async def test_a_card_is_versioned_short_and_frozen_for_a_session(hosted: Hosted
     assert second.text in opening(hosted)
 
     for number in range(120):
-        await said(api, user, f"I love a very long pastime with number{number}.")
+        await said(api, user, f"I love fine old pastime{number}.")
     longest = await profile_of(api, user)
     assert 100 < longest.tokens <= MAX_TOKENS
     assert hosted.engine.count_tokens(longest.text) == longest.tokens
@@ -222,7 +227,7 @@ async def test_what_is_forgotten_leaves_the_card_of_an_open_session_with_its_nex
 
 
 async def test_a_fact_that_expires_is_in_no_answer_and_no_card_and_is_swept(start_host: StartHost) -> None:
-    hosted = await start_host(memory={"retention": {"sweep_interval_s": 0.05}})
+    hosted = await start_host()
     api = hosted.api
     persona = await api.persona()
     user = new_user(persona)
@@ -242,9 +247,18 @@ async def test_a_fact_that_expires_is_in_no_answer_and_no_card_and_is_swept(star
     assert "Porto" not in hosted.engine.last_prompt.rpartition("Where do I live?")[2]
     assert "Porto" not in opening(hosted)
     assert (await profile_of(api, user)).text == ""
+    stop, told = asyncio.Event(), asyncio.Event()
+    indexer = SimpleNamespace(notify=told.set)
+    sweeping = asyncio.create_task(
+        keep_swept(hosted.host.settings, hosted.host.stores.memories, indexer, stop)  # type: ignore[arg-type]
+    )
     async with asyncio.timeout(20):
-        while await database.fetchval("SELECT count(*) FROM memories WHERE forgotten_at IS NULL"):
-            await asyncio.sleep(0.02)
+        await told.wait()
+        stop.set()
+        await sweeping
+    assert not await database.fetchval(
+        "SELECT count(*) FROM memories WHERE memory_id = ANY($1) AND (text IS NOT NULL OR detail IS NOT NULL)", ids
+    )
 
 
 async def test_a_person_who_may_not_be_remembered_has_neither_facts_nor_a_card(hosted: Hosted) -> None:
@@ -291,3 +305,36 @@ async def test_what_policy_keeps_from_memory_is_no_fact(hosted: Hosted) -> None:
     session = await api.session(persona, user)
     await api.say(session, "My wifi password is correcthorse. I live in Porto.")
     assert await facts_of(api, user) == {}
+
+
+async def test_an_engine_draws_facts_in_the_background_once_from_the_persons_turns_only(hosted: Hosted) -> None:
+    api = hosted.api
+    persona = await api.persona()
+    user = new_user(persona)
+    session = await api.session(persona, user)
+    await api.say(session, "These days home for me is Porto, by the sea.")
+    imported = await said(api, user, "Home for me is Rome.")
+    assert await facts_of(api, user) == {}
+    ledger = hosted.host.stores.memories
+    # Behind all that other tests left.
+    changes = await ledger.changes(ChangeCursor(), 10**6)
+    mine = [one for one in changes if one.scope == hosted.scope(user)]
+    before = changes[: changes.index(mine[0])]
+    await ledger.save_cursor(CURSOR, before[-1].cursor if before else ChangeCursor())
+    hosted.engine.clear()
+    facts = [{"message": 1, "predicate": "lives_in", "value": "Porto", "quote": "home for me is Porto"}]
+    hosted.engine.will_say(json.dumps({"facts": facts}))
+    extractor = Extractor(hosted.engine, ledger, lambda text, context: True)
+    # The facts it writes are changes as well, and nothing to ask about.
+    while await extractor.step():
+        pass
+    [request] = hosted.engine.requests
+    assert request.priority == PRIORITY
+    assert json.loads(request.json_schema or "") == SCHEMA
+    assert "Rome" not in request.messages[-1].content
+    [fact] = (await facts_of(api, user)).values()
+    assert (fact.text, fact.fact.basis) == ("Lives in Porto.", pb.FACT_BASIS_INFERRED)
+    assert imported.name not in fact.source_memories
+    await hosted.indexed()
+    await api.say(await api.session(persona, user), "Where do I live?")
+    assert "Lives in Porto (inferred)." in notes(hosted)

@@ -16,6 +16,7 @@ from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.facts import TOMBSTONE, FactLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
+from personae_runtime.memory.extraction import Words
 from personae_runtime.memory.facts import Statement
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.store import (
@@ -27,6 +28,7 @@ from personae_runtime.memory.store import (
     MemorySource,
     Span,
 )
+from personae_runtime.policy.decision import AgeBand, PolicyContext
 
 KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 """SQL: a row of `memories` whose words are held."""
@@ -209,6 +211,38 @@ class MemoryLedger:
             kind,
         )
         return [record for row in rows if (record := await self._record(row)) is not None]
+
+    # -- ExtractionLedger ----------------------------------------------------
+
+    async def said_in_turns(self, changes: Sequence[MemoryChange]) -> list[Words]:
+        rows = await self._database.fetch(
+            "SELECT m.memory_id, p.type, s.age_band, s.region_code FROM memories m"
+            " JOIN sessions s ON s.scope = m.scope AND m.thread = 'session/' || s.session"
+            " JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
+            " WHERE m.memory_id = ANY($1) AND m.source = 'turn' AND m.kind = 'episode' AND coalesce("
+            "  (SELECT c.state FROM consents c WHERE c.tenant = s.tenant AND c.persona = s.persona"
+            "   AND c.user_id = s.user_id AND c.purpose = 'MEMORY' ORDER BY c.consent_id DESC LIMIT 1), '')"
+            "  <> 'WITHDRAWN'",
+            [change.memory_id for change in changes],
+        )
+        records = await self.read([row["memory_id"] for row in rows])
+        return [
+            Words(record, PolicyContext(row["type"], AgeBand(row["age_band"]), row["region_code"]))
+            for row in rows
+            if (record := records.get(row["memory_id"])) is not None
+        ]
+
+    async def state(self, record: MemoryRecord, statements: Sequence[Statement]) -> bool:
+        async with self._database.transaction() as connection:
+            await self.facts.lock(connection, record.scope)
+            lives = await connection.fetchval(
+                f"SELECT true FROM memories WHERE memory_id = $1 AND {LIVE} AND version = $2",
+                record.memory_id,
+                record.version,
+            )
+            if lives:
+                await self.facts.add(connection, record, statements)
+            return bool(lives)
 
     # -- MemoryStore ---------------------------------------------------------
 

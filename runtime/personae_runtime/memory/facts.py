@@ -134,11 +134,24 @@ def extract(text: str, said_at: datetime) -> tuple[Statement, ...]:
                 found += [
                     _shifted(one, begin)
                     for one in make(_Said(match, said, said_at, times))
-                    if one.value == ANY or (one.value.strip() and len(one.value) <= MAX_VALUE_CHARS)
+                    if one.value == ANY or (normalise(one.value) and len(one.value) <= MAX_VALUE_CHARS)
                 ]
     found.sort(key=lambda one: (one.begin, one.end, one.predicate))
     unique = {(one.slot, one.predicate, normalise(one.value), one.denied): one for one in reversed(found)}
     return tuple(sorted(unique.values(), key=lambda one: (one.begin, one.end, one.predicate))[:MAX_STATEMENTS])
+
+
+def is_asserted(text: str, at: int) -> bool:
+    """Whether the person states what begins at a place of their words: it is not asked, quoted, wished or joked."""
+    if _JOKE.search(text):
+        return False
+    for begin, end in _sentences(text):
+        if begin <= at < end:
+            said, before = text[begin:end], text[begin:at]
+            quoted = any(match.start() <= at - begin < match.end() for match in _QUOTED.finditer(said))
+            asked = said.rstrip().endswith(("?", "？"))
+            return not (asked or quoted or _OTHERS.search(before) or _SUPPOSED.search(before))
+    return False
 
 
 def drawing(allows: Callable[[str, PolicyContext], bool], *, enabled: bool = True) -> Draw:

@@ -69,6 +69,7 @@ def test_what_a_person_says_of_themselves_is_a_fact(text: str, expected: list[st
         "I live in Porto. Just kidding!",
         "I moved to tears",
         "I like it, I love that.",
+        "I love a very long walk.",
         "I'd like a coffee.",
         "I'm so tired today.",
         "My wifi password is correcthorse, can you keep it?",
