@@ -94,7 +94,7 @@ class ExtractionLedger(Protocol):
 
 
 class Extractor:
-    """Draws facts by an engine. One at a time on a ledger: more would repeat each other's work, and write nothing twice.
+    """Draws facts by an engine. One at a time on a ledger: more would repeat each other's work.
 
     Args:
         engine: asked at PRIORITY.
