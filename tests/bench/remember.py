@@ -6,6 +6,7 @@ python -m tests.bench.remember
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -30,11 +31,12 @@ async def main() -> None:
     acknowledged: list[float] = []
     indexed: list[float] = []
     async with AsyncExitStack() as stack:
-        hosted = await start_hosted(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        hosted = await start_hosted(stack, directory, memory={"facts": "--no-facts" not in sys.argv})
         user = new_user(await hosted.api.persona())
         speaker = user.rsplit("/", 1)[1]
         for number in range(MEMORIES):
-            text = SAID[number % len(SAID)].format(word=f"W{number % 40}")
+            text = SAID[number % len(SAID)].format(word=f"W{number % 12}")
             begun = time.perf_counter()
             await hosted.api.memories.CreateMemory(
                 pb.CreateMemoryRequest(parent=user, memory=pb.Memory(text=text, speaker=speaker))

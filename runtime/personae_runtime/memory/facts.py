@@ -28,6 +28,9 @@ RULES: Final = "rules-1"
 MAX_STATEMENTS: Final = 8
 """Of one text; somebody who lists more than this is not talking."""
 
+MAX_TEXT_CHARS: Final = 2_000
+"""Characters of a text that are looked at, so that a long one does not hold up everybody else."""
+
 MAX_VALUE_CHARS: Final = 80
 
 SURE: Final = 0.9
@@ -114,13 +117,13 @@ def extract(text: str, said_at: datetime) -> tuple[Statement, ...]:
     Args:
         said_at: aware; what "since last week" counts from.
     """
-    said_at = said_at.astimezone(UTC)
+    said_at, text = said_at.astimezone(UTC), text[:MAX_TEXT_CHARS]
     if _JOKE.search(text):
         return ()
     found: list[Statement] = []
     for begin, end in _sentences(text):
         said = text[begin:end]
-        if said.rstrip().endswith(("?", "？")):
+        if said.rstrip().endswith(("?", "？")) or not _PERSONAL.search(said):
             continue
         times = intervals(said, said_at)
         quoted = [match.span() for match in _QUOTED.finditer(said)]
@@ -226,6 +229,7 @@ def _plain(name: str) -> str:
 # -- what is no fact -----------------------------------------------------------
 
 _JOKE = re.compile(r"\b(?:just kidding|only kidding|joking|jk|role ?-?play|hypothetical\w*)\b", re.IGNORECASE)
+_PERSONAL = re.compile(r"\b(?:i|my|we|our|me)\b|^\W*(?:(?:and|but|well),?\s+)?back\b", re.IGNORECASE)
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|\*[^*]+\*|(?<!\w)'[^']{3,}'(?!\w)")
 _SPEECH = (
     r"(?:said|says|say|told|tells|thinks?|thought|claims?|claimed|asks?|asked|wrote|writes|believes?|heard|assumed?)"
