@@ -168,9 +168,9 @@ def drawing(allows: Callable[[str, PolicyContext], bool], *, enabled: bool = Tru
 
 
 def sentence(predicate: str, value: str, *, denied: bool = False) -> str:
-    """A fact in words."""
+    """A fact in words, on one line."""
     kind = KINDS[predicate]
-    return (kind.denies if denied else kind.says).format(value or "anything")
+    return (kind.denies if denied else kind.says).format(" ".join(value.split()) or "anything")
 
 
 def question_words(predicate: str) -> str:

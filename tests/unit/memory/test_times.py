@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personae_runtime.memory.times import MAX_YEARS, intervals
+from personae_runtime.memory.times import MAX_YEARS, asked_about, intervals
 
 SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
 """A Wednesday."""
@@ -97,3 +97,18 @@ def test_any_text_has_intervals_that_are_in_order_and_sensible(text: str, said_a
         assert abs(span.begin.year - said_at.year) <= MAX_YEARS
         assert 0 <= span.start_char < span.end_char <= len(text)
     assert all(first.end_char <= second.start_char for first, second in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("query", "begin", "end"),
+    [
+        ("Where do I live?", "2024-05-15T13:30", "2024-05-15T13:30"),
+        ("Where did I live in June?", "2023-06-01", "2023-06-30T23:59:59"),
+        ("Where did I use to live?", "0001-01-01", "2024-05-15T13:30"),
+        ("Where was I before?", "0001-01-01", "2024-05-15T13:30"),
+        ("What am I doing tomorrow?", "2024-05-15T13:30", "2024-05-15T13:30"),
+    ],
+)
+def test_a_question_is_about_now_unless_it_speaks_of_another_time(query: str, begin: str, end: str) -> None:
+    expected = tuple(datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (begin, end))
+    assert asked_about(query, SAID) == expected
