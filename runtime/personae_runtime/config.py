@@ -437,6 +437,49 @@ class QdrantSettings(_Section):
         return parts.scheme, parts.hostname or "", parts.port or 6334
 
 
+class RetentionSettings(_Section):
+    """How long memories are kept. Pinned ones stay."""
+
+    episode_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days after which words are forgotten, unless a fact that still holds rests on them; unset is"
+        " never.",
+        examples=[365],
+    )
+    fact_days: float | None = Field(
+        None,
+        gt=0,
+        description="Days since it was last said after which a fact is forgotten; unset is never.",
+        examples=[1095],
+    )
+    closed_fact_days: float | None = Field(
+        1095.0,
+        gt=0,
+        description="Days after which a fact is forgotten that has ceased to hold; unset is never.",
+        examples=[1095],
+    )
+    max_facts: int = Field(
+        300,
+        ge=10,
+        description="Facts of one user; beyond it those go that are over, then those that were said longest ago.",
+        examples=[300],
+    )
+    sweep_interval_s: float = Field(
+        600.0, gt=0, description="Seconds between two looks for what is due to be forgotten.", examples=[600]
+    )
+
+
+class ExtractionSettings(_Section):
+    """Facts that the engine draws in the background, beside those that rules draw at once."""
+
+    enabled: bool = Field(False, description="Let the engine read what people said.", examples=[True])
+    batch: int = Field(16, ge=1, le=100, description="Most messages of one person in one request.", examples=[16])
+    poll_s: float = Field(
+        5.0, gt=0, description="Seconds between looks for new messages, or for a free place.", examples=[5]
+    )
+
+
 class MemorySettings(_Section):
     """Recall."""
 
@@ -450,6 +493,12 @@ class MemorySettings(_Section):
         25.0, ge=0, description="Milliseconds the embedding may take before recall goes on without it.", examples=[25]
     )
     qdrant: QdrantSettings = QdrantSettings()
+    facts: bool = Field(
+        True, description="Draw facts from the person's own words, by rules, as they are written.", examples=[True]
+    )
+    fact_limit: int = Field(3, ge=0, le=20, description="Facts put before the model in one turn.", examples=[3])
+    retention: RetentionSettings = RetentionSettings()
+    extraction: ExtractionSettings = ExtractionSettings()
 
 
 class PolicySettings(_Section):

@@ -26,7 +26,7 @@ from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, Memory, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
-from personae_serve.stores import Stores, open_memory, open_stores
+from personae_serve.stores import Stores, keep_swept, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -145,7 +145,10 @@ class EmbeddedHost:
                 asyncio.create_task(indexer.run(self._stopping), name="indexer")
                 for indexer in (memory.indexer, memory.passage_indexer)
             ]
-            stack.push_async_callback(stop_tasks, indexing, self._stopping)
+            sweeping = asyncio.create_task(
+                keep_swept(settings, stores.memories, memory.indexer, self._stopping), name="sweep"
+            )
+            stack.push_async_callback(stop_tasks, [*indexing, sweeping], self._stopping)
         self.gateway = Gateway(
             settings,
             stores=stores,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
+import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from personae_runtime.config import Settings
@@ -15,7 +18,7 @@ from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
-from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.memories import MemoryLedger, Retention
 from personae_runtime.ledger.vault import Vault, load_master_key
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
@@ -27,6 +30,8 @@ from personae_runtime.memory.recall import Fallback, Recall
 from personae_runtime.memory.store import ChangeCursor, MemoryStore
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
+
+_log = structlog.get_logger(__name__)
 
 OUTAGE_S = 30.0
 """Seconds that a start waits for a ledger that was there and went away."""
@@ -99,11 +104,37 @@ async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     await through_outage(database.migrate)
     vault = Vault(master, database)
     await through_outage(vault.verify)
-    memories = MemoryLedger(database, vault)
+    memories = MemoryLedger(database, vault, max_facts=settings.memory.retention.max_facts)
     documents = DocumentLedger(database, vault, cursor_name(settings.memory, Part.PASSAGES))
     for feed in (memories, documents):
         await through_outage(feed.adopt)
     return Stores(database, vault, memories, documents, postgres)
+
+
+def retention(settings: Settings) -> Retention:
+    """How long memories are kept, as the settings say."""
+
+    def days(number: float | None) -> timedelta | None:
+        return None if number is None else timedelta(days=number)
+
+    told = settings.memory.retention
+    return Retention(days(told.episode_days), days(told.fact_days), days(told.closed_fact_days))
+
+
+async def keep_swept(settings: Settings, memories: MemoryLedger, indexer: Indexer, stop: asyncio.Event) -> None:
+    """Forget what is due, now and then, until `stop` is set; a failure is logged and tried again."""
+    kept = retention(settings)
+    while not stop.is_set():
+        try:
+            while not stop.is_set() and (swept := await memories.sweep(kept)):
+                _log.info("memories_swept", count=swept)
+                indexer.notify()
+        except Exception:
+            # What is due stays due.
+            _log.warning("sweep_failed", exc_info=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.memory.retention.sweep_interval_s):
+                await stop.wait()
 
 
 async def open_memory(settings: Settings, stores: Stores, stack: AsyncExitStack, telemetry: Telemetry) -> MemoryParts:

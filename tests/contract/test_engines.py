@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -332,3 +334,11 @@ async def test_an_engine_serves_from_start_to_close(build: Callable[[], Engine])
         await engine.health()
     with pytest.raises(EngineDead):
         await collect(engine.generate(ask()))
+
+
+@pytest.mark.model
+async def test_llama_cpp_keeps_to_a_json_schema(llamacpp_engine: Engine) -> None:
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    request = replace(ask("Tell me a story.", max_tokens=60), json_schema=json.dumps(schema))
+    told = json.loads(text_of(await collect(llamacpp_engine.generate(request))))
+    assert told["colour"] in ("red", "blue")

@@ -41,6 +41,8 @@ class GenerateRequest:
         affinity: names of revision and session; an engine of several replicas sends what
             shares them to the same one, whose prefix cache knows the prompt.
         trace_headers: W3C trace context for engines that trace.
+        json_schema: JSON Schema that the reply keeps to, as JSON; an engine that
+            can't constrain its sampling ignores it, so replies are checked all the same.
     """
 
     request_id: str
@@ -54,6 +56,7 @@ class GenerateRequest:
     adapter: str | None = None
     affinity: tuple[str, str] = ("", "")
     trace_headers: dict[str, str] = field(default_factory=dict)
+    json_schema: str | None = None
 
 
 class EngineFinish(StrEnum):

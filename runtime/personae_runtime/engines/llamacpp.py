@@ -198,6 +198,9 @@ class LlamaCppEngine:
         }
         if request.stop:
             body["stop"] = list(request.stop)
+        if request.json_schema is not None:
+            schema = {"schema": orjson.loads(request.json_schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if request.seed is not None:
             body["seed"] = request.seed & 0xFFFFFFFF
         return orjson.dumps(body).decode()

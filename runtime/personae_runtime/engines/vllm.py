@@ -212,7 +212,7 @@ class VllmEngine:
 
     def _outputs(self, request: GenerateRequest, prompt: list[int], adapter: Any) -> AsyncGenerator[Any, None]:
         from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         traced = self._settings.otlp_traces_endpoint is not None and request.trace_headers
         outputs: AsyncGenerator[Any, None] = self._llm.generate(
@@ -223,6 +223,9 @@ class VllmEngine:
                 seed=None if request.seed is None else request.seed & 0x7FFFFFFFFFFFFFFF,
                 stop=[string for string in request.stop if string] or None,
                 output_kind=RequestOutputKind.DELTA,
+                structured_outputs=(
+                    None if request.json_schema is None else StructuredOutputsParams(json=request.json_schema)
+                ),
             ),
             request.request_id,
             lora_request=adapter,

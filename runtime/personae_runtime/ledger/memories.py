@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
 from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.facts import TOMBSTONE, FactLedger
 from personae_runtime.ledger.feed import ChangeFeed
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
+from personae_runtime.memory.extraction import Words
+from personae_runtime.memory.facts import Statement
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.store import (
     Basis,
     FactDetail,
+    MemoryChange,
     MemoryRecord,
     MemorySource,
     Span,
 )
+from personae_runtime.policy.decision import AgeBand, PolicyContext
 
 KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 """SQL: a row of `memories` whose words are held."""
@@ -34,15 +41,33 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long memories are kept that nobody pinned; None is without end.
+
+    Attributes:
+        episodes: words, since they were said.
+        facts: a fact that holds, since it was last said.
+        closed_facts: a fact that does not, since it ceased to.
+    """
+
+    episodes: timedelta | None = None
+    facts: timedelta | None = None
+    closed_facts: timedelta | None = None
+
+
 class MemoryLedger(ChangeFeed):
     """Implements `personae_runtime.memory.store.MemoryStore`, and the writes."""
 
-    def __init__(self, database: Database, vault: Vault) -> None:
+    def __init__(self, database: Database, vault: Vault, *, max_facts: int = 300) -> None:
         super().__init__(database, table="memories", key="memory_id", erased="forgotten_at")
         self._vault = vault
+        self.facts = FactLedger(vault, cap=max_facts)
 
-    async def create(self, record: MemoryRecord, tenant: str, mutation: Mutation) -> MemoryRecord:
-        """Store one memory; durable on return. A repeated mutation returns what the first stored.
+    async def create(
+        self, record: MemoryRecord, tenant: str, mutation: Mutation, statements: Sequence[Statement] = ()
+    ) -> MemoryRecord:
+        """Store one memory and what it says; durable on return. A repeated mutation returns what the first stored.
 
         Raises:
             NotFound: the first call's memory was forgotten since.
@@ -52,7 +77,7 @@ class MemoryLedger(ChangeFeed):
         async with self._database.transaction() as connection:
 
             async def act() -> str:
-                await self.insert(connection, record)
+                await self.insert(connection, record, statements=statements)
                 return str(record.memory_id)
 
             memory_id = UUID(await once(connection, tenant, mutation, act))
@@ -63,8 +88,18 @@ class MemoryLedger(ChangeFeed):
             raise NotFound("the memory this request_id stored was forgotten")
         return found[memory_id]
 
-    async def insert(self, connection: Connection, record: MemoryRecord, *, slot: bytes | None = None) -> None:
-        """Write one memory within the caller's transaction; `slot` hashes what only one fact may say at a time."""
+    async def insert(
+        self,
+        connection: Connection,
+        record: MemoryRecord,
+        *,
+        slot: bytes | None = None,
+        statements: Sequence[Statement] = (),
+    ) -> None:
+        """Write one memory, and the facts that it states, within the caller's transaction.
+
+        `slot` hashes what only one fact may say at a time.
+        """
         fact = record.fact
         cipher = await self._vault.cipher_by_key(record.scope, connection)
         await connection.execute(
@@ -100,14 +135,16 @@ class MemoryLedger(ChangeFeed):
             record.restricted,
             record.quarantine_reason,
         )
+        await self.facts.add(connection, record, statements)
 
     async def forget(self, scope: str, memory_id: UUID) -> bool:
-        """Erase the words and leave a tombstone in the feed; False if it was forgotten before.
+        """Erase the words and what rests on them alone, and leave tombstones in the feed; False if it was done before.
 
         Raises:
             NotFound: the scope never had it.
         """
         async with self._database.transaction() as connection:
+            await self.facts.lock(connection, scope)
             row = await connection.fetchrow(
                 "SELECT forgotten_at FROM memories WHERE memory_id = $1 AND scope = $2 FOR UPDATE", memory_id, scope
             )
@@ -115,13 +152,49 @@ class MemoryLedger(ChangeFeed):
                 raise NotFound("there is no such memory")
             if row["forgotten_at"] is not None:
                 return False
-            await connection.execute(
-                "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '',"
-                " forgotten_at = now(),"
-                " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes') WHERE memory_id = $1",
-                memory_id,
-            )
+            await self._forget(connection, scope, [memory_id])
             return True
+
+    async def _forget(self, connection: Connection, scope: str, memory_ids: Sequence[UUID]) -> None:
+        # Once its key is gone nothing can be read, and so nothing arranged, any more.
+        with suppress(ScopeErased):
+            await self.facts.unsupport(connection, scope, memory_ids)
+        await connection.execute(f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL", list(memory_ids))
+
+    async def sweep(self, retention: Retention, *, limit: int = 500) -> int:
+        """Forget what is due, at most about `limit` memories; how many. Call again until it is 0.
+
+        Due is what has expired, and what is older than `retention` says. Pinned
+        memories stay, and so do words that a fact which still holds rests on.
+        """
+        due = await self._database.fetch(
+            "SELECT memory_id, scope, 'expired' AS why FROM memories"
+            " WHERE forgotten_at IS NULL AND expires_at <= now()"
+            " UNION ALL SELECT memory_id, scope, 'episode' FROM memories m WHERE forgotten_at IS NULL"
+            "  AND kind = 'episode' AND NOT pinned AND occurred_at < now() - $1::interval AND created_at < now() - $1"
+            "  AND NOT EXISTS (SELECT FROM memories f WHERE f.scope = m.scope AND f.kind = 'fact'"
+            "   AND f.forgotten_at IS NULL AND f.valid_to IS NULL AND f.source_ids @> ARRAY[m.memory_id])"
+            " UNION ALL SELECT memory_id, scope, 'fact' FROM memories WHERE forgotten_at IS NULL AND kind = 'fact'"
+            "  AND NOT pinned AND (occurred_at < now() - $2::interval OR valid_to < now() - $3::interval)"
+            " LIMIT $4",
+            retention.episodes,
+            retention.facts,
+            retention.closed_facts,
+            limit,
+        )
+        by_scope: dict[tuple[str, bool], list[UUID]] = {}
+        for row in due:
+            by_scope.setdefault((row["scope"], row["why"] == "fact"), []).append(row["memory_id"])
+        done = 0
+        for (scope, is_fact), memory_ids in by_scope.items():
+            async with self._database.transaction() as connection:
+                await self.facts.lock(connection, scope)
+                if is_fact:
+                    done += await self.facts.expire(connection, scope, memory_ids)
+                else:
+                    await self._forget(connection, scope, memory_ids)
+                    done += len(memory_ids)
+        return done
 
     async def list_memories(
         self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int, kind: PointKind | None = None
@@ -138,6 +211,38 @@ class MemoryLedger(ChangeFeed):
             kind,
         )
         return [record for row in rows if (record := await self._record(row)) is not None]
+
+    # -- ExtractionLedger ----------------------------------------------------
+
+    async def said_in_turns(self, changes: Sequence[MemoryChange]) -> list[Words]:
+        rows = await self._database.fetch(
+            "SELECT m.memory_id, p.type, s.age_band, s.region_code FROM memories m"
+            " JOIN sessions s ON s.scope = m.scope AND m.thread = 'session/' || s.session"
+            " JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
+            " WHERE m.memory_id = ANY($1) AND m.source = 'turn' AND m.kind = 'episode' AND coalesce("
+            "  (SELECT c.state FROM consents c WHERE c.tenant = s.tenant AND c.persona = s.persona"
+            "   AND c.user_id = s.user_id AND c.purpose = 'MEMORY' ORDER BY c.consent_id DESC LIMIT 1), '')"
+            "  <> 'WITHDRAWN'",
+            [change.memory_id for change in changes],
+        )
+        records = await self.read([row["memory_id"] for row in rows])
+        return [
+            Words(record, PolicyContext(row["type"], AgeBand(row["age_band"]), row["region_code"]))
+            for row in rows
+            if (record := records.get(row["memory_id"])) is not None
+        ]
+
+    async def state(self, record: MemoryRecord, statements: Sequence[Statement]) -> bool:
+        async with self._database.transaction() as connection:
+            await self.facts.lock(connection, record.scope)
+            lives = await connection.fetchval(
+                f"SELECT true FROM memories WHERE memory_id = $1 AND {LIVE} AND version = $2",
+                record.memory_id,
+                record.version,
+            )
+            if lives:
+                await self.facts.add(connection, record, statements)
+            return bool(lives)
 
     # -- MemoryStore ---------------------------------------------------------
 
@@ -159,7 +264,8 @@ class MemoryLedger(ChangeFeed):
         )
         rows = await self._database.fetch(
             f"SELECT m.memory_id, ({side.format(op='<', order='DESC')}) AS before,"
-            f" ({side.format(op='>', order='ASC')}) AS after FROM memories m WHERE m.memory_id = ANY($1)",
+            f" ({side.format(op='>', order='ASC')}) AS after FROM memories m"
+            " WHERE m.memory_id = ANY($1) AND m.kind = 'episode'",
             list(memory_ids),
         )
         wanted = {row[side] for row in rows for side in ("before", "after") if row[side] is not None}
@@ -201,7 +307,7 @@ def _detail(fact: FactDetail) -> bytes:
 
 
 def _fact(row: asyncpg.Record, detail: bytes) -> FactDetail:
-    subject, predicate, value, spans = json.loads(detail)
+    subject, predicate, value, spans, *_ = json.loads(detail)
     return FactDetail(
         subject=subject,
         predicate=predicate,

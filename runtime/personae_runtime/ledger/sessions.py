@@ -24,6 +24,7 @@ from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow, append_events
+from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
@@ -113,6 +114,8 @@ class Admission:
         admitted_at: the ledger's clock.
         has_memories: there are live ones that the history does not hold anyway.
         has_passages: the persona has said or written something that can be cited.
+        profile_version: of the card that the session holds to; None if it has not chosen one.
+        card: that card's text, sealed; None if it is gone or was empty from the first.
     """
 
     new: bool
@@ -126,6 +129,8 @@ class Admission:
     admitted_at: datetime
     has_memories: bool
     has_passages: bool
+    profile_version: int | None = None
+    card: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,7 @@ class SessionLedger:
         lease_s: seconds a running turn stays this owner's without a renewal.
         may_store: whether a person's words may be remembered, as far as they go;
             asked when a turn is closed that nobody runs any more.
+        draw: the facts that such words state.
     """
 
     def __init__(
@@ -163,11 +169,13 @@ class SessionLedger:
         host: str,
         lease_s: float,
         may_store: Callable[[str, PolicyContext], bool],
+        draw: Draw = lambda record, context: (),
     ) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
         self._may_store = may_store
+        self._draw = draw
         self.owner = ""
         self._host = host
         self._lease = timedelta(seconds=lease_s)
@@ -367,11 +375,10 @@ class SessionLedger:
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
             text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
-            if self._may_store(text, PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])):
-                await self._memories.insert(
-                    connection,
-                    turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"]),
-                )
+            context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])
+            if self._may_store(text, context):
+                memory = turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"])
+                await self._memories.insert(connection, memory, statements=self._draw(memory, context))
         return True
 
     # -- sessions ------------------------------------------------------------
@@ -494,7 +501,8 @@ class SessionLedger:
         mac = self._vault.body_mac("turn", text)
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
-                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, now() AS at"
+                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, s.profile_version,"
+                " now() AS at"
                 " FROM sessions s, owners o WHERE s.session_pk = $1 AND o.owner = $2 AND o.fenced_at IS NULL"
                 " FOR UPDATE OF s FOR KEY SHARE OF o",
                 session.session_pk,
@@ -508,7 +516,9 @@ class SessionLedger:
             turn = await connection.fetchrow(
                 "SELECT t.turn_no, t.body_mac, t.state, t.owner, t.first_event_id, EXISTS (SELECT FROM memories"
                 f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories,"
-                " EXISTS (SELECT FROM passages WHERE scope = $6 AND deleted_at IS NULL) AS has_passages"
+                " EXISTS (SELECT FROM passages WHERE scope = $6 AND deleted_at IS NULL) AS has_passages,"
+                " (SELECT p.text FROM profiles p WHERE p.scope = $3 AND p.version = $7"
+                "  AND (p.expires_at IS NULL OR p.expires_at > now())) AS card"
                 " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,
@@ -516,6 +526,7 @@ class SessionLedger:
                 row["history_from"] > 1,
                 session.thread,
                 self._vault.scope_key(Scope(session.tenant, session.persona)),
+                row["profile_version"],
             )
             if turn["turn_no"] is not None:
                 if turn["body_mac"] != mac:
@@ -583,6 +594,8 @@ class SessionLedger:
             admitted_at=row["at"],
             has_memories=turn["has_memories"],
             has_passages=turn["has_passages"],
+            profile_version=row["profile_version"],
+            card=turn["card"],
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:
@@ -631,8 +644,10 @@ class SessionLedger:
         events: Sequence[Event],
         memory: MemoryRecord | None,
         history_from: int,
+        statements: Sequence[Statement] = (),
     ) -> None:
-        """End a turn: its last events, its projection and what it leaves to remember, in one transaction.
+        """End a turn: its last events, its projection, what it leaves to remember and what that states, in one
+        transaction.
 
         Raises:
             LeaseLost: another owner closed it.
@@ -668,7 +683,7 @@ class SessionLedger:
                 history_from,
             )
             if memory is not None:
-                await self._memories.insert(connection, memory)
+                await self._memories.insert(connection, memory, statements=statements)
 
     async def _end_turn(
         self,

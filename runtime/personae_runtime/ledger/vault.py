@@ -145,6 +145,7 @@ class Vault:
         self._scope_key = _derive(master, b"scope")
         self._body_key = _derive(master, b"body")
         self._salt_key = _derive(master, b"salt")
+        self._slot_key = _derive(master, b"slot")
         self._check = _derive(master, b"check")
         self._database = database
         self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
@@ -172,6 +173,10 @@ class Vault:
     def body_mac(self, *parts: str) -> bytes:
         """Keyed hash of a request body, to tell a repeat from another request without keeping it."""
         return hmac.new(self._body_key, _joined(*parts), sha256).digest()
+
+    def slot(self, scope: str, *parts: str) -> bytes:
+        """Keyed hash of what only one fact of a scope may say at a time."""
+        return hmac.new(self._slot_key, _joined(scope, *parts), sha256).digest()
 
     def cache_salt(self, tenant: str, persona: str, revision: int) -> str:
         """HMAC of (tenant, persona, revision), hex: keeps prefix caches of trust domains apart."""

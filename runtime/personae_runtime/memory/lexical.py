@@ -19,6 +19,7 @@ from zlib import crc32
 
 import Stemmer  # type: ignore[import-not-found]  # ships no types
 
+from personae_runtime.memory.facts import question_words
 from personae_runtime.memory.index import SparseVector
 from personae_runtime.memory.store import MemoryRecord
 
@@ -94,6 +95,9 @@ def lexical_text(record: MemoryRecord, before: MemoryRecord | None, after: Memor
     The neighbours give an answer its question's words; the date answers "when".
     """
     own = [f"{record.speaker}: {record.text}"] * OWN_COPIES
+    if record.fact is not None:
+        # A question about it has other words: "where do I live" for "back in Lisbon".
+        own.append(question_words(record.fact.predicate))
     around = [f"{other.speaker}: {other.text}" for other in (before, after) if other is not None]
     return "\n".join([spoken_date(record.occurred_at), *own, *around])
 

@@ -7,15 +7,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
-from personae_runtime.memory.index import IndexHit, MemoryIndex, Place
+from personae_runtime.memory.index import IndexHit, MemoryIndex, Place, PointKind
 from personae_runtime.memory.lexical import query_vector
 from personae_runtime.memory.rank import Candidate, Features, Query, fused, rank
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
+from personae_runtime.memory.times import asked_about
 
 ARM_DEPTH: Final = 200
 """Hits asked of each arm at least."""
@@ -32,6 +34,12 @@ RECALL_FILTERS: Final = (
     "not forgotten, not restricted, not quarantined, in the ledger",
 )
 """What every arm of every recall carries, and what the ledger decides after it, in words."""
+
+FACT_DEPTH: Final = 12
+"""Facts asked of each arm beyond those wanted: room for what is excluded, forgotten or over."""
+
+FACT_COSINE: Final = 0.35
+"""Likeness from which a fact has to do with a query that shares no word with it."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,11 +97,12 @@ class RecallResult:
     """What a query brought back.
 
     Attributes:
-        items: best first.
+        items: words, best first.
         lexical_only: the dense arm did not take part.
         confidence: how likely it is that the items hold what was asked for, 0 to 1; see `rank`.
         low_confidence: it is below `rank.LOW_CONFIDENCE`: better to say that it is not remembered.
         left_out: what the arms found among the best and is no result.
+        facts: that held at the time that the query asks about, best first.
     """
 
     items: tuple[RecalledMemory, ...]
@@ -101,13 +110,21 @@ class RecallResult:
     confidence: float
     low_confidence: bool
     left_out: tuple[LeftOut, ...] = ()
+    facts: tuple[RecalledMemory, ...] = ()
 
 
 class Recalls(Protocol):
     """Recall, as far as a turn needs it: here, or in another process."""
 
     async def recall(
-        self, scope: str, query: str, *, limit: int, dense_deadline_s: float, exclude_threads: Collection[str] = ()
+        self,
+        scope: str,
+        query: str,
+        *,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """See `Recall.recall`."""
         ...
@@ -149,6 +166,7 @@ class Recall:
         embedding: Awaitable[Vector] | None = None,
         exclude_ids: Collection[UUID] = (),
         exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """Memories of one scope that bear on `query`.
 
@@ -166,6 +184,7 @@ class Recall:
             exclude_ids, exclude_threads: not wanted, such as the turns that the
                 prompt's history holds. They are left out of the candidates, so
                 that a long excluded thread may leave fewer than `limit`.
+            fact_limit: most facts.
 
         Raises:
             LedgerUnavailable: the words can't be read.
@@ -174,7 +193,9 @@ class Recall:
         now = self._clock()
         hits = {
             hit.memory_id: hit
-            for hit in await self._index.search(scope, query_vector(query), None, limit=depth, now=now)
+            for hit in await self._index.search(
+                scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE
+            )
             if hit.memory_id not in exclude_ids
         }
         # Words first: whom the query names is known by the speakers of what they find.
@@ -183,7 +204,9 @@ class Recall:
         plain = Query(query, {record.speaker for record in records.values()}).without_names
         dense = await self._dense(plain, dense_deadline_s, embedding)
         if dense is not None:
-            for hit in await self._index.search(scope, None, dense.tolist(), limit=depth, now=now):
+            for hit in await self._index.search(
+                scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE
+            ):
                 if hit.memory_id not in exclude_ids:
                     known = hits.get(hit.memory_id)
                     hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
@@ -196,6 +219,7 @@ class Recall:
             if memory_id in records
         ]
         ranking = rank(query, found)
+        facts = await self._facts(scope, query, dense, now, exclude_threads, fact_limit) if fact_limit else ()
         return RecallResult(
             tuple(
                 RecalledMemory(one.candidate.record, one.score, one.candidate.lexical, one.candidate.dense, one.parts)
@@ -208,6 +232,7 @@ class Recall:
                 LeftOut(memory_id, reason, hits[memory_id].lexical, hits[memory_id].dense)
                 for memory_id, reason in left_out.items()
             ),
+            facts=facts,
         )
 
     async def _read(
@@ -231,6 +256,34 @@ class Recall:
             else:
                 kept[memory_id] = record
         return kept
+
+    async def _facts(
+        self, scope: str, query: str, dense: Vector | None, now: float, exclude_threads: Collection[str], limit: int
+    ) -> tuple[RecalledMemory, ...]:
+        """Facts that held when the query asks about, and have to do with it."""
+        begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
+        hits = await self._index.search(
+            scope,
+            query_vector(query),
+            None if dense is None else dense.tolist(),
+            limit=FACT_DEPTH + limit,
+            now=now,
+            kind=PointKind.FACT,
+            during=(begin.timestamp(), end.timestamp()),
+        )
+        near = [hit for hit in hits if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
+        records = await self._store.read([hit.memory_id for hit in near]) if near else {}
+        found = [
+            RecalledMemory(record, fused(hit.lexical, hit.dense), hit.lexical, hit.dense)
+            for hit in sorted(near, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
+            if (record := records.get(hit.memory_id)) is not None
+            and record.scope == scope
+            and record.thread not in exclude_threads
+            # The ledger may have closed it since it was indexed.
+            and record.fact is not None
+            and record.fact.holds(begin, end)
+        ]
+        return tuple(found[:limit])
 
     async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
         try:

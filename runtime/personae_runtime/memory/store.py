@@ -61,6 +61,12 @@ class FactDetail:
     extractor: str = ""
     spans: tuple[Span, ...] = ()
 
+    def holds(self, begin: datetime, end: datetime) -> bool:
+        """Whether it holds at some moment from `begin` to `end`, both included."""
+        if self.valid_from is not None and self.valid_to is not None and self.valid_from >= self.valid_to:
+            return False
+        return (self.valid_from is None or self.valid_from <= end) and (self.valid_to is None or self.valid_to > begin)
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:

@@ -41,11 +41,14 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.profiles import ProfileLedger, place
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import CitedPassage, Corpus, CorpusResult, Passage
+from personae_runtime.memory.profile import fit
 from personae_runtime.memory.recall import RecalledMemory, RecallResult, Recalls
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
@@ -142,6 +145,7 @@ class LiveTurn:
     in_history: bool = False
     input_scores: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord | None = None
+    statements: tuple[Statement, ...] = ()
     citations: dict[str, MemoryRecord | Passage] = field(default_factory=dict)
     failure: PersonaeError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -167,6 +171,10 @@ class TurnRunner:
     """Runs turns.
 
     Everything it is given is started; it owns only the turns.
+
+    Args:
+        draw: the facts that the person's words state; none unless given.
+        profiles: None puts no card before the model.
     """
 
     def __init__(
@@ -184,8 +192,12 @@ class TurnRunner:
         writer: EventWriter,
         control: ControlWatcher,
         telemetry: Telemetry,
+        draw: Draw = lambda record, context: (),
+        profiles: ProfileLedger | None = None,
     ) -> None:
         self._settings = settings
+        self._profiles = profiles
+        self._draw = draw
         self._engines = engines
         self._policy = policy
         self._recall = recall
@@ -400,12 +412,14 @@ class TurnRunner:
             if turn.stop_reason:
                 raise asyncio.CancelledError
             async with asyncio.timeout(self._settings.sessions.turn_timeout_s):
-                input_decision, (recalled, said) = await asyncio.gather(self._gate_input(turn), self._recall_for(turn))
+                input_decision, (recalled, said), card = await asyncio.gather(
+                    self._gate_input(turn), self._recall_for(turn), self._card_for(turn)
+                )
                 if input_decision.action.stops:
                     outcome = await self._refuse(turn, input_decision)
                 else:
                     memories, passages = await self._gate_memories(turn, recalled, said)
-                    messages = await self._compose(turn, memories, passages)
+                    messages = await self._compose(turn, memories, passages, card)
                     outcome = await self._generate(turn, messages)
                 self._remember(turn, input_decision)
                 await turn.recorder.flush()
@@ -447,11 +461,12 @@ class TurnRunner:
                 self._or_none(self._passages_for(turn), span) if own else _none(),
             )
             found = [one for one in (remembered, said) if one is not None]
-            span.set_attribute(names.ATTR_RECALL_HITS, sum(len(one.items) for one in found))
+            memories = () if remembered is None else (*remembered.facts, *remembered.items)
+            span.set_attribute(names.ATTR_RECALL_HITS, len(memories) + (0 if said is None else len(said.items)))
             span.set_attribute(names.ATTR_RECALL_LEXICAL_ONLY, any(one.lexical_only for one in found))
         if found:
             self._telemetry.recall_duration.record(time.monotonic() - begun)
-        return () if remembered is None else remembered.items, None if said is None else said.items
+        return memories, None if said is None else said.items
 
     async def _memories_for(self, turn: LiveTurn) -> RecallResult:
         assert self._recall is not None
@@ -463,6 +478,7 @@ class TurnRunner:
             dense_deadline_s=memory.dense_deadline_ms / 1000,
             # What the prompt's history holds need not be recalled.
             exclude_threads=(turn.session.thread,) if turn.history_from == 1 else (),
+            fact_limit=memory.fact_limit,
         )
 
     async def _passages_for(self, turn: LiveTurn) -> CorpusResult:
@@ -508,13 +524,31 @@ class TurnRunner:
             span.set_attribute(names.ATTR_RECALL_DROPPED, dropped)
         return memories, passages
 
+    async def _card_for(self, turn: LiveTurn) -> str:
+        """The profile card that the session began with; a newer one if something of that was forgotten."""
+        if self._profiles is None or not turn.watch.standing.may_remember:
+            return ""
+        version, sealed = turn.admission.profile_version, turn.admission.card
+        if version == 0:
+            return ""
+        count = turn.persona.engine.count_tokens
+        if version is None or sealed is None:
+            text = (await self._profiles.pin(turn.session.session_pk, turn.session.scope, count)).text
+        else:
+            text = turn.cipher.open(sealed, place(turn.session.scope, version)).decode()
+        return fit(text, count, lambda line: not self._policy.check_memory(line, turn.policy).action.stops)
+
     async def _compose(
-        self, turn: LiveTurn, memories: Sequence[RecalledMemory], said: Sequence[CitedPassage] | None
+        self, turn: LiveTurn, memories: Sequence[RecalledMemory], said: Sequence[CitedPassage] | None, card: str
     ) -> list[Message]:
         with self._telemetry.stage(names.SPAN_COMPOSE, turn.context):
             room = self._prompt_room(turn.persona) - turn.persona.prefix_tokens
             count = turn.persona.engine.count_tokens
             room -= count(turn.text)
+            if card and (cost := count(card) + 24) <= room:
+                room -= cost
+            else:
+                card = ""
 
             def fitting(items: Sequence[C]) -> list[C]:
                 nonlocal room
@@ -541,7 +575,7 @@ class TurnRunner:
                 passage_id = str(cited.passage.passage_id)
                 turn.citations[passage_id] = cited.passage
                 turn.recorder.emit(PassageCitation(passage_id, round(cited.score, 6)))
-            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept, passages)
+            return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept, passages, card)
 
     async def _history(self, turn: LiveTurn) -> list[PastTurn]:
         key, before = turn.session.session_pk, turn.admission.turn_no - 1
@@ -648,6 +682,7 @@ class TurnRunner:
             turn.text,
             turn.admission.admitted_at,
         )
+        turn.statements = self._draw(turn.memory, turn.policy)
 
     async def _finish(self, turn: LiveTurn, outcome: Body) -> None:
         """Record the end, show it, and let go of everything the turn held."""
@@ -696,6 +731,7 @@ class TurnRunner:
                             in_history=turn.in_history,
                             events=events,
                             memory=turn.memory,
+                            statements=turn.statements,
                             history_from=turn.history_from,
                         )
         except LeaseLost as lost:

@@ -30,7 +30,7 @@ from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.embedded import lock_data_dir
 from personae_serve.gateway.gateway import stop_tasks
 from personae_serve.interpreter import hand_over_quickly
-from personae_serve.stores import open_memory, open_stores
+from personae_serve.stores import keep_swept, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -78,18 +78,33 @@ class MemoryReplica:
                 asyncio.create_task(indexer.run(self._stopping), name=f"indexer of {part}")
                 for part, indexer in self._indexer.items()
             ]
-            self._stack.push_async_callback(stop_tasks, tasks, self._stopping)
+            sweeping = asyncio.create_task(
+                keep_swept(settings, stores.memories, memory.indexer, self._stopping), name="sweep"
+            )
+            self._stack.push_async_callback(stop_tasks, [*tasks, sweeping], self._stopping)
         except BaseException:
             await self._stack.aclose()
             raise
 
     async def recall(
-        self, part: Part, scope: str, query: str, limit: int, dense_deadline_s: float, exclude_threads: tuple[str, ...]
+        self,
+        part: Part,
+        scope: str,
+        query: str,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: tuple[str, ...],
+        fact_limit: int,
     ) -> RecallResult | tuple[str, str]:
         """See `Recall.recall`; a failure comes back as (reason, message)."""
         try:
             return await self._recall[part].recall(
-                scope, query, limit=limit, dense_deadline_s=dense_deadline_s, exclude_threads=exclude_threads
+                scope,
+                query,
+                limit=limit,
+                dense_deadline_s=dense_deadline_s,
+                exclude_threads=exclude_threads,
+                fact_limit=fact_limit,
             )
         except PersonaeError as error:
             return (error.reason, error.message)
@@ -130,7 +145,14 @@ class RemoteMemory:
         return self._index
 
     async def recall(
-        self, scope: str, query: str, *, limit: int, dense_deadline_s: float, exclude_threads: Collection[str] = ()
+        self,
+        scope: str,
+        query: str,
+        *,
+        limit: int,
+        dense_deadline_s: float,
+        exclude_threads: Collection[str] = (),
+        fact_limit: int = 0,
     ) -> RecallResult:
         """See `Recall.recall`.
 
@@ -146,6 +168,7 @@ class RemoteMemory:
             limit,
             dense_deadline_s,
             tuple(exclude_threads),
+            fact_limit,
         )
         if isinstance(result, tuple):
             reason, message = result

@@ -48,6 +48,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.MemoryService/Explain": "memories.list",
     "/personae.v1.MemoryService/CreateMemory": "memories.create",
     "/personae.v1.MemoryService/ForgetMemory": "memories.forget",
+    "/personae.v1.MemoryService/GetProfile": "memories.list",
     "/personae.v1.CorpusService/CreateDocument": "documents.create",
     "/personae.v1.CorpusService/GetDocument": "documents.list",
     "/personae.v1.CorpusService/ListDocuments": "documents.list",

@@ -19,6 +19,7 @@ from personae.v1 import (
 from personae_runtime.ledger.control import ConsentRow
 from personae_runtime.ledger.documents import DocumentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
+from personae_runtime.ledger.profiles import ProfileRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
 from personae_runtime.memory.index import Place
 from personae_runtime.memory.passages import Passage
@@ -323,6 +324,17 @@ def _fact(parent: Name, fact: FactDetail) -> memory_service_pb2.Fact:
             memory_service_pb2.FactSpan(memory=memory_name(parent, span.memory_id), begin=span.begin, end=span.end)
             for span in fact.spans
         ],
+    )
+
+
+def profile(owner: Name, row: ProfileRow) -> memory_service_pb2.Profile:
+    return memory_service_pb2.Profile(
+        name=f"{owner.user_name()}/profile",
+        text=row.text,
+        version=row.version,
+        tokens=row.tokens,
+        source_memories=[memory_name(owner, fact) for fact in row.fact_ids],
+        update_time=timestamp(row.created_at),
     )
 
 

@@ -18,9 +18,13 @@ from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
+from personae_runtime.ledger.database import UNREACHABLE
 from personae_runtime.ledger.personas import PersonaLedger
+from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.extraction import Extractor
+from personae_runtime.memory.facts import drawing
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus
 from personae_runtime.memory.recall import Recalls
@@ -128,6 +132,10 @@ class Gateway:
             # What can't be used is told now, not with the first call that must be forwarded.
             peer_credentials(settings.gateway.tls)
         tokens = await open_tokens(settings.auth.jwt, stack)
+        draw = drawing(
+            lambda text, context: not policy.check_memory(text, context).action.stops,
+            enabled=settings.memory.enabled and settings.memory.facts,
+        )
         sessions = SessionLedger(
             stores.database,
             stores.vault,
@@ -137,6 +145,7 @@ class Gateway:
             may_store=lambda text, context: (
                 settings.memory.enabled and not policy.check_memory(text, context).action.stops
             ),
+            draw=draw,
         )
         personas = PersonaLedger(stores.database, stores.vault)
 
@@ -156,6 +165,7 @@ class Gateway:
         stack.push_async_callback(control.close)
         memory = self._memory
         corpus = None if memory is None else Corpus(memory.passages, stores.documents)
+        profiles = ProfileLedger(stores.database, stores.vault, stores.memories.facts)
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
@@ -169,6 +179,8 @@ class Gateway:
             writer=writer,
             control=control,
             telemetry=telemetry,
+            draw=draw,
+            profiles=profiles if settings.memory.enabled else None,
         )
         service = SessionService(
             runner, sessions, stores.memories, stores.documents, view_limit=settings.gateway.view_buffer_events
@@ -193,6 +205,9 @@ class Gateway:
                 None if memory is None else memory.indexing,
                 policy,
                 stores.vault,
+                draw,
+                profiles,
+                self._engines,
             ),
             corpus=CorpusServicer(
                 stores.documents,
@@ -216,6 +231,16 @@ class Gateway:
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
             asyncio.create_task(self._watch_health(), name="health"),
         ]
+        if memory is not None and settings.memory.extraction.enabled:
+            extractor = Extractor(
+                self._engines.default,
+                stores.memories,
+                lambda text, context: not policy.check_memory(text, context).action.stops,
+                on_written=memory.indexing.notify,
+                batch=settings.memory.extraction.batch,
+                poll_s=settings.memory.extraction.poll_s,
+            )
+            tasks.append(asyncio.create_task(self._extract(extractor), name="extraction"))
         stack.push_async_callback(stop_tasks, tasks, self._stopping)
         await stack.enter_async_context(LoopLagMonitor(telemetry.event_loop_lag))
         port = await self.server.start()
@@ -256,6 +281,21 @@ class Gateway:
             self.peers.leave(grace_s)
         await self.runner.drain(grace_s, hand_over=hand_over)
         await self.server.stop(min(grace_s, 1.0))
+
+    async def _extract(self, extractor: Extractor) -> None:
+        """Run the extractor while no other gateway of the ledger does."""
+        while not self._stopping.is_set():
+            with suppress(LedgerUnavailable, *UNREACHABLE):
+                connection = await self._stores.database.connect()
+                try:
+                    # Held by the connection: it goes with the process.
+                    if await connection.fetchval("SELECT pg_try_advisory_lock(hashtext('personae extraction'))"):
+                        await extractor.run(self._stopping)
+                finally:
+                    connection.terminate()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.memory.extraction.poll_s):
+                    await self._stopping.wait()
 
     async def _watch_health(self) -> None:
         """Serving is: the default engine answers and the ledger does."""

@@ -44,8 +44,10 @@ from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.documents import DocumentLedger, DocumentRow
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
+from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, Vault
+from personae_runtime.memory.facts import Draw, is_persons
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus, split
@@ -64,6 +66,7 @@ from personae_serve.gateway.peers import Peers, is_forwarded
 
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 _SEARCH_DEADLINE_S = 1.0
+_SEARCH_FACTS = 3
 _METHOD = f"/{session_service_pb2.DESCRIPTOR.services_by_name['SessionService'].full_name}/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -476,7 +479,13 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         indexer: Indexing | None,
         policy: Policy,
         vault: Vault,
+        draw: Draw,
+        profiles: ProfileLedger,
+        engines: Engines,
     ) -> None:
+        self._draw = draw
+        self._profiles = profiles
+        self._engines = engines
         self._memories = memories
         self._personas = personas
         self._consents = consents
@@ -522,18 +531,22 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if not await self._consents.may_remember(parent):
             # As a turn's recall would.
             return memory_service_pb2.SearchMemoriesResponse(lexical_only=True, low_confidence=True)
+        size = request.page_size or 10
         result = await self._recall.recall(
             self._scope(parent),
             request.query,
-            limit=request.page_size or 10,
+            limit=size,
             dense_deadline_s=_SEARCH_DEADLINE_S,
+            fact_limit=min(size, _SEARCH_FACTS),
         )
+        # As before the model, facts come before words.
+        above = max((item.score for item in result.items), default=0.0)
+        found = [(item.record, above + item.score) for item in result.facts]
+        found += [(item.record, item.score) for item in result.items]
         return memory_service_pb2.SearchMemoriesResponse(
             results=[
-                memory_service_pb2.SearchMemoriesResponse.Result(
-                    memory=convert.memory(parent, item.record), score=item.score
-                )
-                for item in result.items
+                memory_service_pb2.SearchMemoriesResponse.Result(memory=convert.memory(parent, record), score=score)
+                for record, score in found[:size]
             ],
             lexical_only=result.lexical_only,
             confidence=result.confidence,
@@ -554,10 +567,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             request.query,
             limit=request.page_size or 10,
             dense_deadline_s=_SEARCH_DEADLINE_S,
+            fact_limit=_SEARCH_FACTS,
         )
         rules = PolicyContext(persona.type)
         candidates, rank = [], 0
-        for item in result.items:
+        for item in (*result.facts, *result.items):
             # As a turn's gate would.
             decision = self._policy.check_memory(item.text, rules)
             rank += not decision.action.stops
@@ -586,6 +600,16 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             candidates=candidates, filters=RECALL_FILTERS, lexical_only=result.lexical_only
         )
 
+    async def GetProfile(
+        self, request: memory_service_pb2.GetProfileRequest, context: Context
+    ) -> memory_service_pb2.Profile:
+        name = _own("profile", request.name)
+        if not await self._consents.may_remember(name):
+            # No prompt holds it now.
+            return memory_service_pb2.Profile(name=request.name)
+        count = self._engines.default.count_tokens
+        return convert.profile(name, await self._profiles.current(self._scope(name), count))
+
     async def CreateMemory(
         self, request: memory_service_pb2.CreateMemoryRequest, context: Context
     ) -> memory_service_pb2.Memory:
@@ -601,7 +625,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             )
         source = request.memory
         # With scores: at recall there is time for matchers only.
-        decision = await self._policy.decide(Stage.MEMORY, source.text, PolicyContext(persona.type))
+        context_of_persona = PolicyContext(persona.type)
+        decision = await self._policy.decide(Stage.MEMORY, source.text, context_of_persona)
         if decision.action.stops:
             raise FailedPrecondition(
                 f"policy does not let this be remembered: {decision.reason_code}",
@@ -627,7 +652,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             expires_at=expires_at,
             external_id=source.external_id,
         )
-        stored = await self._memories.create(record, parent.tenant, self._api.mutation("CreateMemory", request))
+        # Of a conversation with the persona, its own lines are memories too, but state nothing of the person.
+        statements = self._draw(record, context_of_persona) if is_persons(record, parent.user) else ()
+        stored = await self._memories.create(
+            record, parent.tenant, self._api.mutation("CreateMemory", request), statements
+        )
         self._indexer.notify()
         return convert.memory(parent, stored)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from personae_runtime.memory.recall import RecalledMemory
-from personae_runtime.memory.store import MemoryRecord, MemorySource
+from personae_runtime.memory.store import Basis, FactDetail, MemoryRecord, MemorySource
 from personae_runtime.sessions.prompt import PastTurn, compose, fit_history, quote
 
 turns = st.lists(st.integers(1, 60), max_size=20).map(
@@ -62,3 +64,19 @@ def test_a_memory_cannot_break_out_of_its_quotes_or_its_line(text: str, speaker:
 
 def test_without_memories_the_newest_turn_is_the_persons_words_alone() -> None:
     assert compose("P", "m", [], "just this", [])[-1].content == "just this"
+
+
+def test_a_fact_is_quoted_with_its_time_and_the_card_follows_the_marker() -> None:
+    def fact(**fields: Any) -> RecalledMemory:
+        plain = recalled("Lives in Porto.")
+        detail = FactDetail("user", "lives_in", "Porto", **fields)
+        return RecalledMemory(replace(plain.record, fact=detail), 1.0)
+
+    may, june = datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 6, 3, tzinfo=UTC)
+    assert quote(fact()) == "- Lives in Porto."
+    assert quote(fact(valid_from=may)) == "- Lives in Porto (since 1 May 2024)."
+    assert quote(fact(valid_from=may, valid_to=june)) == "- Lives in Porto (from 1 May 2024 until 3 June 2024)."
+    assert quote(fact(valid_to=june, basis=Basis.INFERRED)) == "- Lives in Porto (until 3 June 2024; inferred)."
+    opening = compose("P", "m", [], "hello", [], "- Name: Marta.")[0].content
+    assert opening.startswith("P\n\n[conversation m]\n\n[")
+    assert opening.endswith("\n- Name: Marta.")
