@@ -118,4 +118,5 @@ async def open_memory(
         embedder,
         on_fallback=lambda reason: telemetry.recall_fallbacks.add(1, {names.ATTR_REASON: reason.value.upper()}),
     )
-    return MemoryParts(recall, Indexer(index, stores.memories, embedder))
+    indexer = Indexer(index, stores.memories, embedder, on_erase=lambda scope: stores.vault.drop((scope,)))
+    return MemoryParts(recall, indexer)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from personae_runtime.errors import NotFound
+from personae_runtime.errors import Aborted, FailedPrecondition, NotFound
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ScopeErased, Vault
@@ -28,6 +30,11 @@ KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 """SQL: a row of `memories` whose words are held."""
 LIVE = f"{KEPT} AND restricted_at IS NULL AND quarantine_reason = ''"
 """SQL: a row of `memories` that may be recalled."""
+_CHANGED = (
+    "version = version + 1, updated_at = now(),"
+    " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+)
+"""SQL: assignments that put a row at the end of the feed."""
 _COLUMNS = (
     "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
     " detail, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
@@ -47,9 +54,10 @@ class MemoryLedger:
 
         Raises:
             NotFound: the first call's memory was forgotten since.
+            ErasureInProgress: what is held of the person is being erased.
         """
         # The scope's key is made for good before anything is sealed with it.
-        await self._vault.cipher_by_key(record.scope)
+        await self._vault.renew(record.scope)
         async with self._database.transaction() as connection:
 
             async def act() -> str:
@@ -68,6 +76,7 @@ class MemoryLedger:
         """Write one memory within the caller's transaction; `slot` hashes what only one fact may say at a time."""
         fact = record.fact
         cipher = await self._vault.cipher_by_key(record.scope, connection)
+        await self._vault.hold(connection, cipher)
         await connection.execute(
             "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
             " occurred_at, created_at, expires_at, kind, detail, slot, valid_from, valid_to, superseded_by, confidence,"
@@ -102,8 +111,89 @@ class MemoryLedger:
             record.quarantine_reason,
         )
 
+    async def get(self, scope: str, memory_id: UUID) -> MemoryRecord:
+        """One memory whose words are held; those kept from recall, too.
+
+        Raises:
+            NotFound: the scope has none of that id.
+        """
+        row = await self._database.fetchrow(
+            f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT}", memory_id, scope
+        )
+        record = None if row is None else await self._record(row)
+        if record is None:
+            raise NotFound("there is no such memory")
+        return record
+
+    async def update(
+        self, scope: str, memory_id: UUID, changes: Mapping[str, Any], *, version: str, tenant: str, mutation: Mutation
+    ) -> MemoryRecord:
+        """Change a memory; durable on return. A repeated mutation changes nothing more.
+
+        New words replace the old for good: facts lose the support of the old
+        ones, and a quarantine is lifted, as the caller has judged the new.
+
+        Args:
+            changes: any of text, speaker, occurred_at, expires_at, pinned and restricted.
+            version: of the state that may be changed; empty for any.
+
+        Raises:
+            NotFound: the scope has none of that id.
+            Aborted: it is of another version (reason ETAG_MISMATCH).
+            FailedPrecondition: the words of a fact were to change (reason MEMORY_IS_FACT).
+        """
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                row = await connection.fetchrow(
+                    f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT} FOR UPDATE",
+                    memory_id,
+                    scope,
+                )
+                old = None if row is None else await self._record(row)
+                if old is None:
+                    raise NotFound("there is no such memory")
+                if version and version != str(old.version):
+                    raise Aborted("the memory changed since it was read; get it again", reason="ETAG_MISMATCH")
+                new = replace(old, **changes)
+                if old.fact is not None and (new.text, new.speaker) != (old.text, old.speaker):
+                    raise FailedPrecondition(
+                        "a fact says what its sources say: rectify those, or forget it", reason="MEMORY_IS_FACT"
+                    )
+                if new.text != old.text:
+                    await self.drop_support(connection, scope, [memory_id])
+                    new = replace(new, quarantine_reason="")
+                cipher = await self._vault.cipher_by_key(scope, connection)
+                await self._vault.hold(connection, cipher)
+                await connection.execute(
+                    "UPDATE memories SET text = $2, speaker = $3, occurred_at = $4, expires_at = $5, pinned = $6,"
+                    " restricted_at = CASE WHEN $7 THEN coalesce(restricted_at, now()) END, quarantine_reason = $8,"
+                    f" {_CHANGED} WHERE memory_id = $1",
+                    memory_id,
+                    cipher.seal(new.text.encode(), f"memory/{memory_id}/text"),
+                    cipher.seal(new.speaker.encode(), f"memory/{memory_id}/speaker"),
+                    new.occurred_at,
+                    new.expires_at,
+                    new.pinned,
+                    new.restricted,
+                    new.quarantine_reason,
+                )
+                return str(memory_id)
+
+            await once(connection, tenant, mutation, act)
+        return await self.get(scope, memory_id)
+
+    async def quarantine(self, memory_id: UUID, reason: str) -> None:
+        """Keep a memory from every prompt until its words are others; the first reason code stays."""
+        await self._database.execute(
+            f"UPDATE memories SET quarantine_reason = $2, {_CHANGED}"
+            " WHERE memory_id = $1 AND quarantine_reason = '' AND forgotten_at IS NULL",
+            memory_id,
+            reason,
+        )
+
     async def forget(self, scope: str, memory_id: UUID) -> bool:
-        """Erase the words and leave a tombstone in the feed; False if it was forgotten before.
+        """Erase the words, and facts that rest on them alone; False if it was forgotten before.
 
         Raises:
             NotFound: the scope never had it.
@@ -116,13 +206,53 @@ class MemoryLedger:
                 raise NotFound("there is no such memory")
             if row["forgotten_at"] is not None:
                 return False
-            await connection.execute(
-                "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '',"
-                " forgotten_at = now(),"
-                " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes') WHERE memory_id = $1",
-                memory_id,
-            )
+            await self.erase_words(connection, [memory_id])
+            await self.drop_support(connection, scope, [memory_id])
             return True
+
+    async def erase_words(self, connection: Connection, memory_ids: Sequence[UUID]) -> int:
+        """Leave tombstones in the feed in place of memories, within the caller's transaction; how many there were."""
+        rows = await connection.fetch(
+            "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '',"
+            " source_ids = '{}', forgotten_at = now(),"
+            " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+            " WHERE memory_id = ANY($1) AND forgotten_at IS NULL RETURNING 1",
+            list(memory_ids),
+        )
+        return len(rows)
+
+    async def drop_support(self, connection: Connection, scope: str, gone: Collection[UUID]) -> list[UUID]:
+        """Take memories away from the facts that rest on them, within the caller's transaction.
+
+        A fact that is left without support is forgotten, and so is what rests on
+        it alone. Returns the ids of those.
+        """
+        forgotten: list[UUID] = []
+        while gone:
+            rows = await connection.fetch(
+                f"SELECT {_COLUMNS} FROM memories WHERE scope = $1 AND kind = 'fact' AND forgotten_at IS NULL"
+                " AND source_ids && $2::uuid[] ORDER BY memory_id FOR UPDATE",
+                scope,
+                list(gone),
+            )
+            lost = [row["memory_id"] for row in rows if set(row["source_ids"]) <= set(gone)]
+            for row in rows:
+                memory_id = row["memory_id"]
+                if memory_id in lost:
+                    continue
+                cipher = await self._vault.cipher_by_key(scope, connection)
+                fact = _fact(row, cipher.open(row["detail"], f"memory/{memory_id}/detail"))
+                fact = replace(fact, spans=tuple(span for span in fact.spans if span.memory_id not in gone))
+                await connection.execute(
+                    f"UPDATE memories SET source_ids = $2, detail = $3, {_CHANGED} WHERE memory_id = $1",
+                    memory_id,
+                    [source for source in row["source_ids"] if source not in gone],
+                    cipher.seal(_detail(fact), f"memory/{memory_id}/detail"),
+                )
+            await self.erase_words(connection, lost)
+            forgotten += lost
+            gone = lost
+        return forgotten
 
     async def list_memories(
         self, scope: str, *, before: tuple[datetime, UUID] | None, limit: int, kind: PointKind | None = None

@@ -22,7 +22,7 @@ from personae_runtime.ledger.control import STANDING, Standing, require_speech, 
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
-from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
+from personae_runtime.ledger.vault import ErasureInProgress, Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow, append_events
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
@@ -78,12 +78,12 @@ class SessionRow:
     @property
     def thread(self) -> str:
         """Thread of the memories that its turns leave."""
-        return _thread(self.session)
+        return thread_of(self.session)
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRow:
-    """A turn. `state` is RUNNING, COMPLETED or INTERRUPTED; texts are plain."""
+    """A turn. `state` is RUNNING, COMPLETED or INTERRUPTED; texts are plain, and empty once they were erased."""
 
     turn_no: int
     turn_id: str
@@ -231,6 +231,25 @@ class SessionLedger:
         self.peers = frozenset(row["endpoint"] for row in rows if row["admits"] and row["endpoint"])
         return self.peers
 
+    async def acknowledge(self, epoch: int) -> None:
+        """Tell that this owner keeps nothing in memory that was taken away up to a control epoch."""
+        await self._database.execute(
+            "UPDATE owners SET control_epoch = greatest(control_epoch, $2) WHERE owner = $1", self.owner, epoch
+        )
+
+    async def unheard(self, epoch: int) -> int:
+        """How many live owners, this one included, have not acknowledged a control epoch."""
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM owners WHERE fenced_at IS NULL AND control_epoch < $3"
+                " AND (owner = $1 OR (host <> $2 AND seen_at > now() - $4::interval))",
+                self.owner,
+                self._host,
+                epoch,
+                self._lease,
+            )
+        )
+
     async def leave(self) -> None:
         """Tell other owners that this one admits no more turns; those it runs stay its own."""
         self._draining = True
@@ -355,7 +374,7 @@ class SessionLedger:
                 event_id,
                 turn_no,
                 body.kind,
-                cipher.seal(encode(body), _event_place(session_pk, event_id)),
+                cipher.seal(encode(body), event_place(session_pk, event_id)),
                 at,
             )
             await self._end_turn(
@@ -391,11 +410,13 @@ class SessionLedger:
             NotFound: there is no such persona.
             FailedPrecondition: it is deleted, has no ACTIVE revision, or lacks a consent.
             AlreadyExists: the session id is taken.
+            ErasureInProgress: what is held of the person is being erased.
         """
-        cipher = await self._vault.cipher(Scope(parent.tenant, parent.persona, user))
+        cipher = await self._vault.renew(self._vault.scope_key(Scope(parent.tenant, parent.persona, user)))
         async with self._database.transaction() as connection:
 
             async def act() -> str:
+                await self._vault.hold(connection, cipher)
                 persona = await connection.fetchrow(
                     "SELECT active_revision, deleted_at FROM personas WHERE tenant = $1 AND persona = $2",
                     parent.tenant,
@@ -492,7 +513,8 @@ class SessionLedger:
         mac = self._vault.body_mac("turn", text)
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
-                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, now() AS at"
+                "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, now() AS at,"
+                " (SELECT generation FROM scopes WHERE scope = s.scope AND destroyed_at IS NULL) AS generation"
                 " FROM sessions s, owners o WHERE s.session_pk = $1 AND o.owner = $2 AND o.fenced_at IS NULL"
                 " FOR UPDATE OF s FOR KEY SHARE OF o",
                 session.session_pk,
@@ -500,6 +522,9 @@ class SessionLedger:
             )
             if row is None:
                 raise LeaseLost("this process was fenced off; try again", retry_after_s=1.0)
+            if row["generation"] != cipher.generation:
+                self._vault.drop((session.scope,))
+                raise ErasureInProgress
             facts = await connection.fetchrow(STANDING, session.tenant, session.persona, session.revision, session.user)
             found = standing(facts)
             epoch = 0 if facts is None else facts["epoch"]
@@ -564,7 +589,7 @@ class SessionLedger:
                 first,
                 first + RESERVED_EVENTS,
                 started.kind,
-                cipher.seal(encode(started), _event_place(session.session_pk, first)),
+                cipher.seal(encode(started), event_place(session.session_pk, first)),
             )
         return Admission(
             new=True,
@@ -586,7 +611,7 @@ class SessionLedger:
             event_id=event.event_id,
             turn_no=turn_no,
             kind=event.body.kind,
-            body=cipher.seal(encode(event.body), _event_place(session_pk, event.event_id)),
+            body=cipher.seal(encode(event.body), event_place(session_pk, event.event_id)),
             created_at=event.time,
         )
 
@@ -724,7 +749,7 @@ class SessionLedger:
         session_pk, turn_no = row["session_pk"], row["turn_no"]
         if row["reply_text"] is not None:
             reply = cipher.open(row["reply_text"], _turn_place(session_pk, turn_no, "reply")).decode()
-        elif live:
+        elif live and row["erased_at"] is None:
             events = await self._database.fetch(
                 "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 AND kind = 'text_delta' ORDER BY event_id",
                 session_pk,
@@ -739,7 +764,9 @@ class SessionLedger:
             turn_id=row["turn_id"],
             state=row["state"],
             finish_reason=row["finish_reason"],
-            user_text=cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode(),
+            user_text=""
+            if row["user_text"] is None
+            else cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode(),
             reply_text=reply,
             in_history=row["in_history"],
             first_event_id=row["first_event_id"],
@@ -783,7 +810,7 @@ class SessionLedger:
                 event_id=row["event_id"],
                 turn_id=turn_ids.get(row["turn_no"], ""),
                 time=row["created_at"],
-                body=decode(row["kind"], cipher.open(row["body"], _event_place(row["session_pk"], row["event_id"]))),
+                body=decode(row["kind"], cipher.open(row["body"], event_place(row["session_pk"], row["event_id"]))),
             )
             for row in rows
         ]
@@ -797,7 +824,7 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
         text=text,
         speaker=user,
         occurred_at=at,
-        thread=_thread(session),
+        thread=thread_of(session),
         ordinal=turn_no,
         source=MemorySource.TURN,
         created_at=at,
@@ -805,11 +832,11 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
     )
 
 
-def _thread(session: str) -> str:
+def thread_of(session: str) -> str:
     return f"session/{session}"
 
 
-def _event_place(session_pk: int, event_id: int) -> str:
+def event_place(session_pk: int, event_id: int) -> str:
     return f"event/{session_pk}/{event_id}"
 
 

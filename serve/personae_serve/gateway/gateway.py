@@ -17,6 +17,7 @@ from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
+from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -26,6 +27,8 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
+from personae_serve import proofs
+from personae_serve.gateway import operations
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
@@ -87,6 +90,7 @@ class Gateway:
         self._serving = False
         self.load = StreamLoad(settings.gateway.max_accept_wait_s)
         self.runner: TurnRunner
+        self.eraser: Eraser
         self.peers: Peers
         self.server: GatewayServer
 
@@ -156,6 +160,23 @@ class Gateway:
             control=control,
             telemetry=telemetry,
         )
+
+        def let_go(scopes: list[str]) -> None:
+            stores.vault.drop(scopes)
+            runner.let_go(scopes)
+
+        control.on_scopes = let_go
+        control.on_epoch = sessions.acknowledge
+        erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
+        log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
+        self.eraser = eraser = Eraser(
+            erasures,
+            log,
+            erase_index=None if self._indexing is None else self._indexing.erase,
+            unheard=sessions.unheard,
+            prove=proofs.prover(stores.vault),
+            to_line=proofs.to_line,
+        )
         service = SessionService(runner, sessions, stores.memories, view_limit=settings.gateway.view_buffer_events)
         consents = ConsentLedger(stores.database)
         self.peers = Peers(
@@ -177,19 +198,27 @@ class Gateway:
                 self._indexing,
                 policy,
                 stores.vault,
+                erasures,
+                eraser,
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),
+            operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",
         )
         endpoint = self.server.bind_peers()
         await through_outage(lambda: sessions.register(endpoint))
+        await through_outage(lambda: sessions.acknowledge(control.epoch))
+        replayed = await operations.replay(log, erasures, eraser, stores.vault)
+        if replayed:
+            _log.warning("erasures_replayed", count=replayed)
         recovered = await through_outage(sessions.recover)
         if recovered:
             _log.warning("turns_recovered", count=len(recovered))
         tasks = [
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
+            asyncio.create_task(eraser.run(self._stopping), name="erasures"),
             asyncio.create_task(self._watch_health(), name="health"),
         ]
         stack.push_async_callback(stop_tasks, tasks, self._stopping)

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import grpc
 import orjson
+from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
 
 from personae.v1 import (
@@ -38,6 +39,7 @@ from personae_runtime.errors import (
     ResourceExhausted,
 )
 from personae_runtime.ledger.control import ConsentLedger
+from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
@@ -459,6 +461,54 @@ _MEMORY_KINDS = {
 }
 
 
+_MUTABLE = {
+    "text": "text",
+    "speaker": "speaker",
+    "occur_time": "occurred_at",
+    "expire_time": "expires_at",
+    "pinned": "pinned",
+    "restricted": "restricted",
+}
+"""Fields of a Memory that UpdateMemory may change, and what the ledger calls them."""
+
+
+def _changes(source: memory_service_pb2.Memory, paths: list[str]) -> dict[str, Any]:
+    """What an update changes (https://google.aip.dev/134): without a mask, the mutable fields that are set."""
+    unknown = [path for path in paths if path not in _MUTABLE and path != "*"]
+    if unknown:
+        raise InvalidArgument(
+            f"not a field that can be updated: {', '.join(unknown)}",
+            violations=tuple((f"update_mask: {path}", f"one of {', '.join(_MUTABLE)}") for path in unknown),
+        )
+    if "*" in paths:
+        paths = list(_MUTABLE)
+    elif not paths:
+        paths = [field.name for field, _ in source.ListFields() if field.name in _MUTABLE]
+    changes: dict[str, Any] = {}
+    for path in dict.fromkeys(paths):
+        value = getattr(source, path)
+        if path == "occur_time":
+            if not source.HasField(path):
+                raise InvalidArgument("memory.occur_time can't be unset", violations=(("memory.occur_time", "a time"),))
+            value = convert.from_timestamp(value)
+        elif path == "expire_time":
+            value = _expiry(source)
+        changes[_MUTABLE[path]] = value
+    return changes
+
+
+def _expiry(source: memory_service_pb2.Memory) -> datetime | None:
+    """When a memory expires: never, or at a time to come."""
+    if not source.HasField("expire_time"):
+        return None
+    expires_at = convert.from_timestamp(source.expire_time)
+    if expires_at <= datetime.now(UTC):
+        raise InvalidArgument(
+            "memory.expire_time is in the past", violations=(("memory.expire_time", "a time to come"),)
+        )
+    return expires_at
+
+
 class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     """`personae.v1.MemoryService`."""
 
@@ -471,7 +521,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         indexer: Indexing | None,
         policy: Policy,
         vault: Vault,
+        erasures: ErasureLedger,
+        eraser: Eraser,
     ) -> None:
+        self._erasures = erasures
+        self._eraser = eraser
         self._memories = memories
         self._personas = personas
         self._consents = consents
@@ -547,20 +601,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 violations=((parent.user_name(), "consent to be remembered was withdrawn"),),
             )
         source = request.memory
-        # With scores: at recall there is time for matchers only.
-        decision = await self._policy.decide(Stage.MEMORY, source.text, PolicyContext(persona.type))
-        if decision.action.stops:
-            raise FailedPrecondition(
-                f"policy does not let this be remembered: {decision.reason_code}",
-                reason="MEMORY_REFUSED_BY_POLICY",
-                metadata={"reason_code": decision.reason_code, "category": decision.category},
-            )
+        await self._require_memorable(source.text, persona.type)
         now = datetime.now(UTC)
-        expires_at = convert.from_timestamp(source.expire_time) if source.HasField("expire_time") else None
-        if expires_at is not None and expires_at <= now:
-            raise InvalidArgument(
-                "memory.expire_time is in the past", violations=(("memory.expire_time", "a time to come"),)
-            )
+        expires_at = _expiry(source)
         record = MemoryRecord(
             memory_id=uuid4(),
             scope=self._scope(parent),
@@ -577,6 +620,71 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         stored = await self._memories.create(record, parent.tenant, self._api.mutation("CreateMemory", request))
         self._indexer.notify()
         return convert.memory(parent, stored)
+
+    async def _require_memorable(self, text: str, persona_type: str) -> None:
+        """Raise unless words may be kept."""
+        if not text:
+            raise InvalidArgument("memory.text is required", violations=(("memory.text", "1 to 8000 characters"),))
+        # With scores: at recall there is time for matchers only.
+        decision = await self._policy.decide(Stage.MEMORY, text, PolicyContext(persona_type))
+        if decision.action.stops:
+            raise FailedPrecondition(
+                f"policy does not let this be remembered: {decision.reason_code}",
+                reason="MEMORY_REFUSED_BY_POLICY",
+                metadata={"reason_code": decision.reason_code, "category": decision.category},
+            )
+
+    async def GetMemory(
+        self, request: memory_service_pb2.GetMemoryRequest, context: Context
+    ) -> memory_service_pb2.Memory:
+        name = _own("memory", request.name)
+        return convert.memory(name, await self._memories.get(self._scope(name), UUID(name.memory)))
+
+    async def UpdateMemory(
+        self, request: memory_service_pb2.UpdateMemoryRequest, context: Context
+    ) -> memory_service_pb2.Memory:
+        source = request.memory
+        name = _own("memory", source.name, "memory.name")
+        changes = _changes(source, list(request.update_mask.paths))
+        if "text" in changes:
+            persona = await self._personas.get(Name(name.tenant, name.persona))
+            await self._require_memorable(source.text, persona.type)
+        row = await self._memories.update(
+            self._scope(name),
+            UUID(name.memory),
+            changes,
+            version=source.etag,
+            tenant=name.tenant,
+            mutation=self._api.mutation("UpdateMemory", request),
+        )
+        if self._indexer is not None:
+            self._indexer.notify()
+        return convert.memory(name, row)
+
+    async def EraseMemories(
+        self, request: memory_service_pb2.EraseMemoriesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        # Imported here: operations are built from the classes of this module.
+        from personae_serve.gateway.operations import operation
+
+        parent = _own("user", request.parent, "parent")
+        memory_ids = []
+        for at, value in enumerate(request.memories):
+            name = _own("memory", value, f"memories[{at}]")
+            if name.user_name() != parent.user_name():
+                raise InvalidArgument(
+                    "a memory is another user's",
+                    violations=((f"memories[{at}]", f"expected {parent.user_name()}/memories/..."),),
+                )
+            memory_ids.append(UUID(name.memory))
+        erasure = await self._erasures.start(
+            Scope(parent.tenant, parent.persona, parent.user),
+            memory_ids,
+            request.reason,
+            self._api.mutation("EraseMemories", request),
+        )
+        self._eraser.notify()
+        return operation(erasure)
 
     async def ForgetMemory(self, request: memory_service_pb2.ForgetMemoryRequest, context: Context) -> empty_pb2.Empty:
         name = _own("memory", request.name)
