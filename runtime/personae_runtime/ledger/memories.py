@@ -120,7 +120,7 @@ class MemoryLedger:
         row = await self._database.fetchrow(
             f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT}", memory_id, scope
         )
-        record = None if row is None else await self._record(row)
+        record = None if row is None else await self.record(row)
         if record is None:
             raise NotFound("there is no such memory")
         return record
@@ -150,7 +150,7 @@ class MemoryLedger:
                     memory_id,
                     scope,
                 )
-                old = None if row is None else await self._record(row)
+                old = None if row is None else await self.record(row)
                 if old is None:
                     raise NotFound("there is no such memory")
                 if version and version != str(old.version):
@@ -268,7 +268,7 @@ class MemoryLedger:
             limit,
             kind,
         )
-        return [record for row in rows if (record := await self._record(row)) is not None]
+        return [record for row in rows if (record := await self.record(row)) is not None]
 
     # -- MemoryStore ---------------------------------------------------------
 
@@ -292,7 +292,7 @@ class MemoryLedger:
         rows = await self._database.fetch(
             f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(memory_ids)
         )
-        records = [await self._record(row) for row in rows]
+        records = [await self.record(row) for row in rows]
         return {record.memory_id: record for record in records if record is not None}
 
     async def neighbours(
@@ -368,7 +368,8 @@ class MemoryLedger:
     async def total_changes(self) -> int:
         return int(await self._database.fetchval("SELECT count(*) FROM memories"))
 
-    async def _record(self, row: asyncpg.Record) -> MemoryRecord | None:
+    async def record(self, row: asyncpg.Record) -> MemoryRecord | None:
+        """The memory that a whole row holds; None if its scope was erased."""
         try:
             cipher = await self._vault.cipher_by_key(row["scope"])
         except ScopeErased:

@@ -383,7 +383,7 @@ class SessionLedger:
             facts = await connection.fetchrow(STANDING, row["tenant"], row["persona"], row["revision"], row["user_id"])
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
-            text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
+            text = cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode()
             if self._may_store(text, PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])):
                 await self._memories.insert(
                     connection,
@@ -582,7 +582,7 @@ class SessionLedger:
                 turn_no,
                 turn_id,
                 mac,
-                cipher.seal(text.encode(), _turn_place(session.session_pk, turn_no, "user")),
+                cipher.seal(text.encode(), turn_place(session.session_pk, turn_no, "user")),
                 self.owner,
                 self._epoch,
                 self._lease,
@@ -636,6 +636,10 @@ class SessionLedger:
             decision.bundle_version,
         )
         return decision_id
+
+    async def quarantine(self, memory_id: UUID, reason: str) -> None:
+        """See `MemoryLedger.quarantine`."""
+        await self._memories.quarantine(memory_id, reason)
 
     async def finish(
         self,
@@ -714,7 +718,7 @@ class SessionLedger:
             turn_no,
             state,
             finish_reason,
-            cipher.seal(reply.encode(), _turn_place(session_pk, turn_no, "reply")),
+            cipher.seal(reply.encode(), turn_place(session_pk, turn_no, "reply")),
             in_history,
             last_event_id,
             at,
@@ -748,7 +752,7 @@ class SessionLedger:
     async def _turn(self, row: asyncpg.Record, cipher: ScopeCipher, *, live: bool = True) -> TurnRow:
         session_pk, turn_no = row["session_pk"], row["turn_no"]
         if row["reply_text"] is not None:
-            reply = cipher.open(row["reply_text"], _turn_place(session_pk, turn_no, "reply")).decode()
+            reply = cipher.open(row["reply_text"], turn_place(session_pk, turn_no, "reply")).decode()
         elif live and row["erased_at"] is None:
             events = await self._database.fetch(
                 "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 AND kind = 'text_delta' ORDER BY event_id",
@@ -766,7 +770,7 @@ class SessionLedger:
             finish_reason=row["finish_reason"],
             user_text=""
             if row["user_text"] is None
-            else cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode(),
+            else cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode(),
             reply_text=reply,
             in_history=row["in_history"],
             first_event_id=row["first_event_id"],
@@ -840,7 +844,7 @@ def event_place(session_pk: int, event_id: int) -> str:
     return f"event/{session_pk}/{event_id}"
 
 
-def _turn_place(session_pk: int, turn_no: int, column: str) -> str:
+def turn_place(session_pk: int, turn_no: int, column: str) -> str:
     return f"turn/{session_pk}/{turn_no}/{column}"
 
 

@@ -461,6 +461,11 @@ class TurnRunner:
                     await self._note(turn, decision, span)
                 if not decision.action.stops:
                     kept.append(memory)
+                    continue
+                # Kept from every prompt from now on, for its person to see and put right.
+                await self._sessions.quarantine(memory.record.memory_id, decision.reason_code)
+                if self._indexer is not None:
+                    self._indexer.notify()
             span.set_attribute(names.ATTR_RECALL_DROPPED, len(recalled) - len(kept))
         return kept
 

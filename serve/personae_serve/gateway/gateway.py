@@ -18,6 +18,7 @@ from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
+from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -200,6 +201,7 @@ class Gateway:
                 stores.vault,
                 erasures,
                 eraser,
+                ExportLedger(stores.database, stores.vault, stores.memories),
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),

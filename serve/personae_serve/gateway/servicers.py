@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -40,6 +42,7 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
+from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
@@ -54,6 +57,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import Seen, SessionService
 from personae_runtime.sessions.views import SLOW_CONSUMER
 from personae_runtime.telemetry.setup import Telemetry
+from personae_serve import proofs
 from personae_serve.gateway import convert
 from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.load import StreamLoad
@@ -523,7 +527,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         vault: Vault,
         erasures: ErasureLedger,
         eraser: Eraser,
+        exports: ExportLedger,
     ) -> None:
+        self._exports = exports
         self._erasures = erasures
         self._eraser = eraser
         self._memories = memories
@@ -660,6 +666,24 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if self._indexer is not None:
             self._indexer.notify()
         return convert.memory(name, row)
+
+    async def ExportMemories(  # type: ignore[override]  # streams by context.write
+        self, request: memory_service_pb2.ExportMemoriesRequest, context: Context
+    ) -> None:
+        parent = _own("user", request.parent, "parent")
+        counts: Counter[str] = Counter()
+        digest = hashlib.sha256()
+        async with aclosing(self._exports.read(parent)) as items:
+            async for item in items:
+                line = to_line(item)
+                counts[item["type"]] += 1
+                digest.update(line.encode() + b"\n")
+                # Waits for the reader: what is not taken is not read from the ledger either.
+                await context.write(memory_service_pb2.ExportMemoriesResponse(json_line=line))
+        record = memory_service_pb2.ExportRecord(counts=counts, sha256=digest.digest())
+        record.create_time.FromDatetime(datetime.now(UTC))
+        proofs.sign(record, self._vault)
+        await context.write(memory_service_pb2.ExportMemoriesResponse(record=record))
 
     async def EraseMemories(
         self, request: memory_service_pb2.EraseMemoriesRequest, context: Context
