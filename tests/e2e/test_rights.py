@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import re
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -16,12 +18,15 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf import field_mask_pb2
+from typer.testing import CliRunner
 
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1 import policy_service_pb2, session_service_pb2
+from personae_client import PersonaeClient
 from personae_runtime.ledger.personas import Mutation
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_serve import proofs
+from personae_serve.cli import build_app
 from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_user, read_until, rest
 from tests.e2e.test_memories import BIKE, consent, search
 
@@ -444,3 +449,51 @@ async def test_what_the_gate_stops_is_quarantined_until_its_words_are_others(hos
     assert (await update(api, name, ["text"], text=BIKE)).quarantine_reason == ""
     await hosted.indexed()
     assert BIKE in await search(api, user, "green Brompton Kermit")
+
+
+# -- the SDK and the commands ---------------------------------------------------
+
+
+async def test_the_sdk_and_the_commands_export_erase_and_verify(hosted: Hosted, tmp_path: Path) -> None:
+    persona = await hosted.api.persona()
+    user = new_user(persona)
+    await hosted.api.remember(user, TOLD)
+    async with PersonaeClient(f"127.0.0.1:{hosted.port}", api_key=hosted.key) as client:
+        [memory] = [one async for one in client.memories.list(user)]
+        memory.pinned = True
+        assert (await client.memories.update(memory, update_mask=["pinned"])).pinned
+        assert (await client.memories.get(memory.name)).pinned
+        operation = await client.memories.erase(user, memories=[memory.name])
+        proof = await operation.wait()
+        assert (await client.memories.erasure(operation.name).wait()).erasure_id == proof.erasure_id
+    await hosted.api.remember(user, TOLD)
+    server = ["--target", f"127.0.0.1:{hosted.port}", "--api-key", hosted.key]
+    person = ["--persona", persona, user.rsplit("/", 1)[1]]
+    runner, app, output = CliRunner(), build_app(), tmp_path / "export.jsonl"
+
+    def run(*words: str, **options: Any) -> Any:
+        # The commands have a loop of their own.
+        return runner.invoke(app, ["memory", *words], **options)
+
+    done = await asyncio.to_thread(run, "export", *person, *server, "--output", str(output))
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["text"] for line in lines if line["type"] == "memory"] == [TOLD]
+    assert oct(output.stat().st_mode & 0o777) == "0o600"
+    refused = await asyncio.to_thread(run, "erase", *person, *server, input="n\n")
+    assert refused.exit_code == 1
+    assert len(await hosted.api.memories_of(user)) == 1
+    done = await asyncio.to_thread(run, "erase", *person, *server, "--yes", "--reason", "asked")
+    assert done.exit_code == 0, done.output
+    assert await hosted.api.memories_of(user) == []
+    file = tmp_path / "proof.json"
+    file.write_text(done.stdout)
+    key = base64.b64encode(hosted.host.stores.vault.public_key).decode()
+    good = await asyncio.to_thread(run, "proof", "verify", str(file), "--public-key", key)
+    assert (good.exit_code, "holds; a whole user" in good.stdout) == (0, True), good.output
+    anothers = base64.b64encode(bytes(32)).decode()
+    assert (await asyncio.to_thread(run, "proof", "verify", str(file), "--public-key", anothers)).exit_code == 1
+    file.write_text(done.stdout.replace("asked", "other"))
+    assert (await asyncio.to_thread(run, "proof", "verify", str(file))).exit_code == 1
+    log = hosted.host.settings.data_dir / "erasures.jsonl"
+    assert (await asyncio.to_thread(run, "proof", "verify", str(log), "--public-key", key)).exit_code == 0
