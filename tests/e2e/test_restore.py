@@ -93,7 +93,7 @@ async def test_a_restored_backup_is_erased_again_before_anything_is_served(
         assert len(log.read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("step", ["take_key", "erase_rows", "finish"])
+@pytest.mark.parametrize("step", ["erase_rows", "finish"])
 async def test_an_erasure_that_a_crash_cut_off_is_completed_by_the_next_start(
     tmp_path: Path, new_dsn: Callable[[], Awaitable[str]], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

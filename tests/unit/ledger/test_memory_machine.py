@@ -383,6 +383,6 @@ def test_nothing_expired_revoked_or_erased_is_ever_recalled(server_dsn: str) -> 
     run_state_machine_as_test(
         Memories,
         settings=settings(
-            max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
