@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import grpc
 import qdrant_edge as edge
@@ -147,6 +148,10 @@ class Collection:
         conditions: list[Any] = []
         indexed = self.indexes()
         for condition in message.must:
+            if condition.HasField("has_id"):
+                only(condition, "has_id")
+                conditions.append(edge.HasIdCondition({UUID(one.uuid) for one in condition.has_id.has_id}))
+                continue
             only(condition, "field")
             field = condition.field
             only(field, "key", "match", "range")

@@ -199,6 +199,13 @@ class LedgerSettings(_Section):
         examples=["output of: openssl rand -base64 32"],
     )
 
+    erasure_log: FilePath | None = Field(
+        None,
+        description="File to which the proof of every erasure is appended, so that a restored ledger erases again what"
+        " it brought back; unset is erasures.jsonl in data_dir. Keep it apart from the ledger and its backups.",
+        examples=["/var/lib/personae-log/erasures.jsonl"],
+    )
+
     @field_validator("dsn")
     @classmethod
     def _is_postgresql(cls, dsn: SecretStr | None) -> SecretStr | None:

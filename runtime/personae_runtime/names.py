@@ -21,6 +21,7 @@ _PATTERNS = {
     "turn": re.compile(_SESSION + r"/turns/(?P<turn>[A-Za-z0-9][A-Za-z0-9_-]{0,63})"),
     "user": re.compile(_USER),
     "document": re.compile(_PERSONA + r"/documents/(?P<document>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "operation": re.compile(_TENANT + r"/operations/(?P<operation>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "profile": re.compile(_USER + r"/profile"),
     "memory": re.compile(_USER + r"/memories/(?P<memory>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
 }
@@ -32,6 +33,7 @@ _EXAMPLES = {
     "turn": "tenants/acme/personas/nadia/sessions/s-1/turns/t1",
     "user": "tenants/acme/personas/nadia/users/u-17",
     "document": "tenants/acme/personas/nadia/documents/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "operation": "tenants/acme/operations/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "profile": "tenants/acme/personas/nadia/users/u-17/profile",
     "memory": "tenants/acme/personas/nadia/users/u-17/memories/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
 }
@@ -49,6 +51,7 @@ class Name:
     turn: str = ""
     memory: str = ""
     document: str = ""
+    operation: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -87,4 +90,5 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         turn=groups.get("turn") or "",
         memory=groups.get("memory") or "",
         document=groups.get("document") or "",
+        operation=groups.get("operation") or "",
     )

@@ -152,7 +152,8 @@ async def open_memory(settings: Settings, stores: Stores, stack: AsyncExitStack,
         index, store = build_index(settings.memory, settings.data_dir, part), stores.of(part)
         stack.push_async_callback(index.close)
         await index.open()
-        indexer = Indexer(index, store, embedder, cursor_name(settings.memory, part))
+        name = cursor_name(settings.memory, part)
+        indexer = Indexer(index, store, embedder, name, on_erase=lambda scope: stores.vault.drop((scope,)))
         return Recall(index, store, embedder, on_fallback=on_fallback), indexer
 
     return MemoryParts(*await opened(Part.MEMORIES), *await opened(Part.PASSAGES))

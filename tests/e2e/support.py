@@ -12,6 +12,8 @@ from hashlib import sha256
 from typing import Any
 
 import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2_grpc
@@ -214,6 +216,7 @@ class Api:
         self.corpus: Any = _WithKey(corpus_service_pb2_grpc.CorpusServiceStub(channel), metadata)
         self.policy: Any = _WithKey(policy_service_pb2_grpc.PolicyServiceStub(channel), metadata)
         self.consents: Any = _WithKey(policy_service_pb2_grpc.ConsentServiceStub(channel), metadata)
+        self.operations: Any = _WithKey(operations_pb2_grpc.OperationsStub(channel), metadata)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 
     async def persona(
@@ -300,6 +303,23 @@ class Api:
         listed = await self.memories.ListMemories(memory_service_pb2.ListMemoriesRequest(parent=user, page_size=200))
         return list(listed.memories)
 
+    async def erase(self, user: str, *memories: str, **fields: Any) -> memory_service_pb2.ErasureProof:
+        """Erase a user, or some memories of theirs; the proof that it ended in."""
+        begun = await self.memories.EraseMemories(
+            memory_service_pb2.EraseMemoriesRequest(parent=user, memories=memories, **fields)
+        )
+        return await self.proof(begun.name)
+
+    async def proof(self, operation: str) -> memory_service_pb2.ErasureProof:
+        """What an erasure ends in."""
+        done = await self.operations.WaitOperation(
+            operations_pb2.WaitOperationRequest(name=operation, timeout=duration_pb2.Duration(seconds=int(WAIT_S)))
+        )
+        assert done.done, done
+        response = memory_service_pb2.EraseMemoriesResponse()
+        assert done.response.Unpack(response)
+        return response.proof
+
 
 def new_user(persona: str) -> str:
     """A user nobody has named yet."""
@@ -332,6 +352,11 @@ class Hosted:
         """Return when the index holds every memory that is committed."""
         assert self.host.indexer is not None
         await self.host.indexer.catch_up()
+
+    async def points(self, user: str) -> int:
+        """How many points of a user the index holds."""
+        assert self.host.indexer is not None
+        return await self.host.indexer._index.count(self.scope(user))
 
     def scope(self, user: str) -> str:
         """The scope key of a user name."""

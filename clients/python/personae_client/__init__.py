@@ -31,6 +31,7 @@ from personae_client.errors import (
     UnimplementedError,
     Violation,
 )
+from personae_client.resources.memories import ErasureOperation, MemoryExport
 from personae_client.streams import EventStream, TurnResult, TurnStream
 from personae_client.transport import Tls, TokenProvider
 
@@ -39,10 +40,12 @@ __all__ = [
     "CancelledError",
     "ConflictError",
     "DeadlineExceededError",
+    "ErasureOperation",
     "EventStream",
     "FailedPreconditionError",
     "InternalError",
     "InvalidArgumentError",
+    "MemoryExport",
     "NotFoundError",
     "PermissionDeniedError",
     "PersonaeClient",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,10 +30,11 @@ STALE_AFTER_S = 1.0
 _POLL_S = 0.25
 
 
-async def bump(connection: Connection) -> None:
-    """Raise the control epoch within the caller's transaction; every watcher hears of it at commit."""
-    epoch = await connection.fetchval("UPDATE control SET epoch = epoch + 1 RETURNING epoch")
+async def bump(connection: Connection) -> int:
+    """Raise the control epoch within the caller's transaction, and return it; every watcher hears of it at commit."""
+    epoch: int = await connection.fetchval("UPDATE control SET epoch = epoch + 1 RETURNING epoch")
     await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, str(epoch))
+    return epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +177,25 @@ class Watch:
     on_withdrawn: Callable[[], None]
 
 
+async def _nobody(epoch: int) -> None:
+    """Nobody is to be told."""
+
+
 class ControlWatcher:
-    """Keeps the standing of running turns in memory."""
+    """Keeps the standing of running turns in memory, and tells of scopes whose key or marker was taken away.
+
+    Attributes:
+        on_scopes: called with scope keys, of which nothing may be kept in memory.
+        on_epoch: then awaited with the epoch that was acted upon.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.on_scopes: Callable[[list[str]], None] = lambda scopes: None
+        self.on_epoch: Callable[[int], Awaitable[None]] = _nobody
         self._watches: set[Watch] = set()
         self._epoch = 0
+        self._told = 0
         self._reread = False
         self._fresh_at = 0.0
         self._fresh = asyncio.Event()
@@ -216,6 +229,11 @@ class ControlWatcher:
     def remove(self, watch: Watch) -> None:
         """Stop keeping it."""
         self._watches.discard(watch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was last acted upon."""
+        return self._epoch
 
     @property
     def is_fresh(self) -> bool:
@@ -270,6 +288,9 @@ class ControlWatcher:
         begun = time.monotonic()
         epoch = await connection.fetchval("SELECT epoch FROM control")
         if epoch != self._epoch:
+            taken = await connection.fetch("SELECT scope FROM scopes WHERE changed_epoch > $1", self._epoch)
+            if taken:
+                self.on_scopes([row["scope"] for row in taken])
             # Set before the standings are read: a turn added meanwhile with an older one asks for another round.
             self._epoch = epoch
             self._reread = True
@@ -281,6 +302,9 @@ class ControlWatcher:
                 self._reread = True
                 raise
         self._mark_fresh(begun)
+        if self._told != epoch:
+            await self.on_epoch(epoch)
+            self._told = epoch
 
     async def _refresh(self, connection: asyncpg.Connection, watches: Iterable[Watch]) -> None:
         for watch in watches:

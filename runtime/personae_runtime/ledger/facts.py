@@ -106,8 +106,8 @@ class FactLedger:
         if changes.inserts:
             await self._evict(connection, cipher)
 
-    async def unsupport(self, connection: Connection, scope: str, memory_ids: Collection[UUID]) -> None:
-        """Take away what rests on these memories: those that are gone, or say something else now.
+    async def unsupport(self, connection: Connection, scope: str, memory_ids: Collection[UUID]) -> int:
+        """Take away what rests on these memories, which are gone or say something else now; how many facts go for it.
 
         Of a fact among them, all that supports it goes; its sources stay. What
         it had taken the place of holds again, if that is still supported.
@@ -117,7 +117,7 @@ class FactLedger:
         gone = set(memory_ids)
         touched = await self._rows(connection, cipher, "(memory_id = ANY($2) OR source_ids && $2)", list(gone))
         if not touched:
-            return
+            return 0
         slots = list({row.slot for row in touched})
         rows = await self._rows(connection, cipher, "slot = ANY($2)", slots)
         dropped = {one.place for row in rows if row.memory_id in gone for one in row.claims}
@@ -128,6 +128,7 @@ class FactLedger:
             _arrange(cipher, slot, held, kept, held[0].speaker, changes)
         await self._apply(connection, scope, changes)
         await self.changed(connection, scope, ())
+        return len(gone.symmetric_difference(changes.forgotten) - gone)
 
     async def changed(self, connection: Connection, scope: str, fact_ids: Collection[UUID]) -> None:
         """Facts are not to be used as they were, as one that was restricted: cards that hold them go."""

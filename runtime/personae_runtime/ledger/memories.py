@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
-from personae_runtime.errors import NotFound
+from personae_runtime.errors import Aborted, FailedPrecondition, NotFound
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.facts import TOMBSTONE, FactLedger
 from personae_runtime.ledger.feed import ChangeFeed
@@ -34,6 +35,11 @@ KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 """SQL: a row of `memories` whose words are held."""
 LIVE = f"{KEPT} AND restricted_at IS NULL AND quarantine_reason = ''"
 """SQL: a row of `memories` that may be recalled."""
+_CHANGED = (
+    "version = version + 1, updated_at = now(),"
+    " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+)
+"""SQL: assignments that put a row at the end of the feed."""
 _COLUMNS = (
     "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
     " detail, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
@@ -71,9 +77,10 @@ class MemoryLedger(ChangeFeed):
 
         Raises:
             NotFound: the first call's memory was forgotten since.
+            ErasureInProgress: what is held of the person is being erased.
         """
         # The scope's key is made for good before anything is sealed with it.
-        await self._vault.cipher_by_key(record.scope)
+        await self._vault.renew(record.scope)
         async with self._database.transaction() as connection:
 
             async def act() -> str:
@@ -102,6 +109,7 @@ class MemoryLedger(ChangeFeed):
         """
         fact = record.fact
         cipher = await self._vault.cipher_by_key(record.scope, connection)
+        await self._vault.hold(connection, cipher)
         await connection.execute(
             "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
             " occurred_at, created_at, expires_at, kind, detail, slot, valid_from, valid_to, superseded_by, confidence,"
@@ -137,6 +145,106 @@ class MemoryLedger(ChangeFeed):
         )
         await self.facts.add(connection, record, statements)
 
+    async def get(self, scope: str, memory_id: UUID) -> MemoryRecord:
+        """One memory whose words are held; those kept from recall, too.
+
+        Raises:
+            NotFound: the scope has none of that id.
+        """
+        row = await self._database.fetchrow(
+            f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT}", memory_id, scope
+        )
+        record = None if row is None else await self.record(row)
+        if record is None:
+            raise NotFound("there is no such memory")
+        return record
+
+    async def update(
+        self,
+        scope: str,
+        memory_id: UUID,
+        changes: Mapping[str, Any],
+        *,
+        version: str,
+        tenant: str,
+        mutation: Mutation,
+        states: Callable[[MemoryRecord], Sequence[Statement]] = lambda record: (),
+    ) -> MemoryRecord:
+        """Change a memory; durable on return. A repeated mutation changes nothing more.
+
+        New words replace the old for good: facts lose the support of the old
+        ones, and a quarantine is lifted, as the caller has judged the new. What
+        is restricted supports no fact while it is.
+
+        Args:
+            changes: any of text, speaker, occurred_at, expires_at, pinned and restricted.
+            states: what a memory's words state, as `create` is told.
+            version: of the state that may be changed; empty for any.
+
+        Raises:
+            NotFound: the scope has none of that id.
+            Aborted: it is of another version (reason ETAG_MISMATCH).
+            FailedPrecondition: the words of a fact were to change (reason MEMORY_IS_FACT).
+        """
+        async with self._database.transaction() as connection:
+
+            async def act() -> str:
+                await self.facts.lock(connection, scope)
+                row = await connection.fetchrow(
+                    f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT} FOR UPDATE",
+                    memory_id,
+                    scope,
+                )
+                old = None if row is None else await self.record(row)
+                if old is None:
+                    raise NotFound("there is no such memory")
+                if version and version != str(old.version):
+                    raise Aborted("the memory changed since it was read; get it again", reason="ETAG_MISMATCH")
+                new = replace(old, **changes)
+                if old.fact is not None and (new.text, new.speaker) != (old.text, old.speaker):
+                    raise FailedPrecondition(
+                        "a fact says what its sources say: rectify those, or forget it", reason="MEMORY_IS_FACT"
+                    )
+                if new.text != old.text:
+                    new = replace(new, quarantine_reason="")
+                cipher = await self._vault.cipher_by_key(scope, connection)
+                await self._vault.hold(connection, cipher)
+                await connection.execute(
+                    "UPDATE memories SET text = $2, speaker = $3, occurred_at = $4, expires_at = $5, pinned = $6,"
+                    " restricted_at = CASE WHEN $7 THEN coalesce(restricted_at, now()) END, quarantine_reason = $8,"
+                    f" {_CHANGED} WHERE memory_id = $1",
+                    memory_id,
+                    cipher.seal(new.text.encode(), f"memory/{memory_id}/text"),
+                    cipher.seal(new.speaker.encode(), f"memory/{memory_id}/speaker"),
+                    new.occurred_at,
+                    new.expires_at,
+                    new.pinned,
+                    new.restricted,
+                    new.quarantine_reason,
+                )
+                if old.fact is not None:
+                    await self.facts.changed(connection, scope, [memory_id])
+                elif _supports(new) != _supports(old):
+                    await self.drop_support(connection, scope, [memory_id])
+                    if not new.restricted:
+                        await self.facts.add(connection, new, states(new))
+                return str(memory_id)
+
+            await once(connection, tenant, mutation, act)
+        return await self.get(scope, memory_id)
+
+    async def quarantine(self, memory_id: UUID, reason: str) -> None:
+        """Keep a memory from every prompt until its words are others; the first reason code stays."""
+        async with self._database.transaction() as connection:
+            scope = await connection.fetchval(
+                f"UPDATE memories SET quarantine_reason = $2, {_CHANGED}"
+                " WHERE memory_id = $1 AND quarantine_reason = '' AND forgotten_at IS NULL RETURNING scope",
+                memory_id,
+                reason,
+            )
+            if scope is not None:
+                await self.facts.changed(connection, scope, [memory_id])
+
     async def forget(self, scope: str, memory_id: UUID) -> bool:
         """Erase the words and what rests on them alone, and leave tombstones in the feed; False if it was done before.
 
@@ -152,14 +260,26 @@ class MemoryLedger(ChangeFeed):
                 raise NotFound("there is no such memory")
             if row["forgotten_at"] is not None:
                 return False
-            await self._forget(connection, scope, [memory_id])
+            await self.erase_words(connection, scope, [memory_id])
             return True
 
-    async def _forget(self, connection: Connection, scope: str, memory_ids: Sequence[UUID]) -> None:
+    async def erase_words(self, connection: Connection, scope: str, memory_ids: Sequence[UUID]) -> int:
+        """Leave tombstones in place of memories and of what rests on them alone; how many there were.
+
+        Within the caller's transaction, which has locked the scope (`facts.lock`).
+        """
+        dropped = await self.drop_support(connection, scope, memory_ids)
+        rows = await connection.fetch(
+            f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL RETURNING 1", list(memory_ids)
+        )
+        return len(rows) + dropped
+
+    async def drop_support(self, connection: Connection, scope: str, gone: Collection[UUID]) -> int:
+        """Take memories away from the facts that rest on them; how many of those are forgotten for it."""
         # Once its key is gone nothing can be read, and so nothing arranged, any more.
         with suppress(ScopeErased):
-            await self.facts.unsupport(connection, scope, memory_ids)
-        await connection.execute(f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL", list(memory_ids))
+            return await self.facts.unsupport(connection, scope, gone)
+        return 0
 
     async def sweep(self, retention: Retention, *, limit: int = 500) -> int:
         """Forget what is due, at most about `limit` memories; how many. Call again until it is 0.
@@ -192,8 +312,7 @@ class MemoryLedger(ChangeFeed):
                 if is_fact:
                     done += await self.facts.expire(connection, scope, memory_ids)
                 else:
-                    await self._forget(connection, scope, memory_ids)
-                    done += len(memory_ids)
+                    done += await self.erase_words(connection, scope, memory_ids)
         return done
 
     async def list_memories(
@@ -210,7 +329,7 @@ class MemoryLedger(ChangeFeed):
             limit,
             kind,
         )
-        return [record for row in rows if (record := await self._record(row)) is not None]
+        return [record for row in rows if (record := await self.record(row)) is not None]
 
     # -- ExtractionLedger ----------------------------------------------------
 
@@ -250,7 +369,7 @@ class MemoryLedger(ChangeFeed):
         rows = await self._database.fetch(
             f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(memory_ids)
         )
-        records = [await self._record(row) for row in rows]
+        records = [await self.record(row) for row in rows]
         return {record.memory_id: record for record in records if record is not None}
 
     async def neighbours(
@@ -272,7 +391,8 @@ class MemoryLedger(ChangeFeed):
         found = await self.read(list(wanted)) if wanted else {}
         return {row["memory_id"]: (found.get(row["before"]), found.get(row["after"])) for row in rows}
 
-    async def _record(self, row: asyncpg.Record) -> MemoryRecord | None:
+    async def record(self, row: asyncpg.Record) -> MemoryRecord | None:
+        """The memory that a whole row holds; None if its scope was erased."""
         try:
             cipher = await self._vault.cipher_by_key(row["scope"])
         except ScopeErased:
@@ -299,6 +419,11 @@ class MemoryLedger(ChangeFeed):
             version=row["version"],
             updated_at=row["updated_at"],
         )
+
+
+def _supports(record: MemoryRecord) -> tuple[object, ...]:
+    """What the facts that a memory states depend on."""
+    return record.text, record.speaker, record.occurred_at, record.expires_at, record.restricted
 
 
 def _detail(fact: FactDetail) -> bytes:

@@ -22,7 +22,7 @@ from personae_runtime.ledger.control import STANDING, Standing, require_speech, 
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
-from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
+from personae_runtime.ledger.vault import ErasureInProgress, Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.ledger.writer import EventRow, append_events
 from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.store import MemoryRecord, MemorySource
@@ -79,12 +79,12 @@ class SessionRow:
     @property
     def thread(self) -> str:
         """Thread of the memories that its turns leave."""
-        return _thread(self.session)
+        return thread_of(self.session)
 
 
 @dataclass(frozen=True, slots=True)
 class TurnRow:
-    """A turn. `state` is RUNNING, COMPLETED or INTERRUPTED; texts are plain."""
+    """A turn. `state` is RUNNING, COMPLETED or INTERRUPTED; texts are plain, and empty once they were erased."""
 
     turn_no: int
     turn_id: str
@@ -241,6 +241,25 @@ class SessionLedger:
         self.peers = frozenset(row["endpoint"] for row in rows if row["admits"] and row["endpoint"])
         return self.peers
 
+    async def acknowledge(self, epoch: int) -> None:
+        """Tell that this owner keeps nothing in memory that was taken away up to a control epoch."""
+        await self._database.execute(
+            "UPDATE owners SET control_epoch = greatest(control_epoch, $2) WHERE owner = $1", self.owner, epoch
+        )
+
+    async def unheard(self, epoch: int) -> int:
+        """How many live owners, this one included, have not acknowledged a control epoch."""
+        return int(
+            await self._database.fetchval(
+                "SELECT count(*) FROM owners WHERE fenced_at IS NULL AND control_epoch < $3"
+                " AND (owner = $1 OR (host <> $2 AND seen_at > now() - $4::interval))",
+                self.owner,
+                self._host,
+                epoch,
+                self._lease,
+            )
+        )
+
     async def leave(self) -> None:
         """Tell other owners that this one admits no more turns; those it runs stay its own."""
         self._draining = True
@@ -365,7 +384,7 @@ class SessionLedger:
                 event_id,
                 turn_no,
                 body.kind,
-                cipher.seal(encode(body), _event_place(session_pk, event_id)),
+                cipher.seal(encode(body), event_place(session_pk, event_id)),
                 at,
             )
             await self._end_turn(
@@ -374,7 +393,7 @@ class SessionLedger:
             facts = await connection.fetchrow(STANDING, row["tenant"], row["persona"], row["revision"], row["user_id"])
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
-            text = cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode()
+            text = cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode()
             context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])
             if self._may_store(text, context):
                 memory = turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"])
@@ -400,11 +419,13 @@ class SessionLedger:
             NotFound: there is no such persona.
             FailedPrecondition: it is deleted, has no ACTIVE revision, or lacks a consent.
             AlreadyExists: the session id is taken.
+            ErasureInProgress: what is held of the person is being erased.
         """
-        cipher = await self._vault.cipher(Scope(parent.tenant, parent.persona, user))
+        cipher = await self._vault.renew(self._vault.scope_key(Scope(parent.tenant, parent.persona, user)))
         async with self._database.transaction() as connection:
 
             async def act() -> str:
+                await self._vault.hold(connection, cipher)
                 persona = await connection.fetchrow(
                     "SELECT active_revision, deleted_at FROM personas WHERE tenant = $1 AND persona = $2",
                     parent.tenant,
@@ -502,7 +523,8 @@ class SessionLedger:
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(
                 "SELECT s.state, s.next_event_id, s.next_turn, s.active_turn, s.history_from, s.profile_version,"
-                " now() AS at"
+                " now() AS at,"
+                " (SELECT generation FROM scopes WHERE scope = s.scope AND destroyed_at IS NULL) AS generation"
                 " FROM sessions s, owners o WHERE s.session_pk = $1 AND o.owner = $2 AND o.fenced_at IS NULL"
                 " FOR UPDATE OF s FOR KEY SHARE OF o",
                 session.session_pk,
@@ -510,6 +532,9 @@ class SessionLedger:
             )
             if row is None:
                 raise LeaseLost("this process was fenced off; try again", retry_after_s=1.0)
+            if row["generation"] != cipher.generation:
+                self._vault.drop((session.scope,))
+                raise ErasureInProgress
             facts = await connection.fetchrow(STANDING, session.tenant, session.persona, session.revision, session.user)
             found = standing(facts)
             epoch = 0 if facts is None else facts["epoch"]
@@ -573,14 +598,14 @@ class SessionLedger:
                 turn_no,
                 turn_id,
                 mac,
-                cipher.seal(text.encode(), _turn_place(session.session_pk, turn_no, "user")),
+                cipher.seal(text.encode(), turn_place(session.session_pk, turn_no, "user")),
                 self.owner,
                 self._epoch,
                 self._lease,
                 first,
                 first + RESERVED_EVENTS,
                 started.kind,
-                cipher.seal(encode(started), _event_place(session.session_pk, first)),
+                cipher.seal(encode(started), event_place(session.session_pk, first)),
             )
         return Admission(
             new=True,
@@ -605,7 +630,7 @@ class SessionLedger:
             event_id=event.event_id,
             turn_no=turn_no,
             kind=event.body.kind,
-            body=cipher.seal(encode(event.body), _event_place(session_pk, event.event_id)),
+            body=cipher.seal(encode(event.body), event_place(session_pk, event.event_id)),
             created_at=event.time,
         )
 
@@ -630,6 +655,10 @@ class SessionLedger:
             decision.bundle_version,
         )
         return decision_id
+
+    async def quarantine(self, memory_id: UUID, reason: str) -> None:
+        """See `MemoryLedger.quarantine`."""
+        await self._memories.quarantine(memory_id, reason)
 
     async def finish(
         self,
@@ -710,7 +739,7 @@ class SessionLedger:
             turn_no,
             state,
             finish_reason,
-            cipher.seal(reply.encode(), _turn_place(session_pk, turn_no, "reply")),
+            cipher.seal(reply.encode(), turn_place(session_pk, turn_no, "reply")),
             in_history,
             last_event_id,
             at,
@@ -744,8 +773,8 @@ class SessionLedger:
     async def _turn(self, row: asyncpg.Record, cipher: ScopeCipher, *, live: bool = True) -> TurnRow:
         session_pk, turn_no = row["session_pk"], row["turn_no"]
         if row["reply_text"] is not None:
-            reply = cipher.open(row["reply_text"], _turn_place(session_pk, turn_no, "reply")).decode()
-        elif live:
+            reply = cipher.open(row["reply_text"], turn_place(session_pk, turn_no, "reply")).decode()
+        elif live and row["erased_at"] is None:
             events = await self._database.fetch(
                 "SELECT * FROM events WHERE session_pk = $1 AND turn_no = $2 AND kind = 'text_delta' ORDER BY event_id",
                 session_pk,
@@ -760,7 +789,9 @@ class SessionLedger:
             turn_id=row["turn_id"],
             state=row["state"],
             finish_reason=row["finish_reason"],
-            user_text=cipher.open(row["user_text"], _turn_place(session_pk, turn_no, "user")).decode(),
+            user_text=""
+            if row["user_text"] is None
+            else cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode(),
             reply_text=reply,
             in_history=row["in_history"],
             first_event_id=row["first_event_id"],
@@ -804,7 +835,7 @@ class SessionLedger:
                 event_id=row["event_id"],
                 turn_id=turn_ids.get(row["turn_no"], ""),
                 time=row["created_at"],
-                body=decode(row["kind"], cipher.open(row["body"], _event_place(row["session_pk"], row["event_id"]))),
+                body=decode(row["kind"], cipher.open(row["body"], event_place(row["session_pk"], row["event_id"]))),
             )
             for row in rows
         ]
@@ -818,7 +849,7 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
         text=text,
         speaker=user,
         occurred_at=at,
-        thread=_thread(session),
+        thread=thread_of(session),
         ordinal=turn_no,
         source=MemorySource.TURN,
         created_at=at,
@@ -826,15 +857,15 @@ def turn_memory(scope: str, session: str, turn_no: int, user: str, text: str, at
     )
 
 
-def _thread(session: str) -> str:
+def thread_of(session: str) -> str:
     return f"session/{session}"
 
 
-def _event_place(session_pk: int, event_id: int) -> str:
+def event_place(session_pk: int, event_id: int) -> str:
     return f"event/{session_pk}/{event_id}"
 
 
-def _turn_place(session_pk: int, turn_no: int, column: str) -> str:
+def turn_place(session_pk: int, turn_no: int, column: str) -> str:
     return f"turn/{session_pk}/{turn_no}/{column}"
 
 

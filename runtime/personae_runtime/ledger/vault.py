@@ -17,6 +17,7 @@ import secrets
 import stat
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,11 +25,12 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from personae_runtime.errors import ConfigError, PersonaeError
+from personae_runtime.errors import Code, ConfigError, PersonaeError, Unavailable
 from personae_runtime.ledger.database import Connection, Database
 
 _NONCE_BYTES = 12
@@ -38,7 +40,17 @@ _CACHED_SCOPES = 20_000
 class ScopeErased(PersonaeError):
     """The scope's key was destroyed; its text can't be read by anybody."""
 
+    code = Code.NOT_FOUND
     reason = "SCOPE_ERASED"
+
+
+class ErasureInProgress(Unavailable):
+    """What is held of this person is being erased; until that is done nothing new is taken."""
+
+    reason = "ERASURE_IN_PROGRESS"
+
+    def __init__(self) -> None:
+        super().__init__("what is held of this person is being erased; try again", retry_after_s=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +70,13 @@ class ScopeCipher:
         scope: the scope key.
         marker: random text that opens the scope's part of a prompt, so that
             rotating it makes cached KV blocks of the scope unreachable.
+        generation: of the key; a scope that was erased begins again with the next.
     """
 
     scope: str
     marker: str
     aead: AESGCM
+    generation: int = 1
 
     def seal(self, plaintext: bytes, place: str) -> bytes:
         """Nonce and ciphertext; `place` names the row and column it is bound to."""
@@ -147,8 +161,10 @@ class Vault:
         self._salt_key = _derive(master, b"salt")
         self._slot_key = _derive(master, b"slot")
         self._check = _derive(master, b"check")
+        self._signing_key = signing_key(master)
         self._database = database
         self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
+        self._drops = 0
 
     async def verify(self) -> None:
         """Check that this is the key the ledger was made with.
@@ -202,7 +218,8 @@ class Vault:
             self._cache.move_to_end(key)
             return found
         source = connection or self._database
-        query = "SELECT wrapped_key, marker, destroyed_at FROM scopes WHERE scope = $1"
+        drops = self._drops
+        query = "SELECT wrapped_key, marker, generation, destroyed_at FROM scopes WHERE scope = $1"
         row = await source.fetchrow(query, key)
         made = row is None
         if row is None:
@@ -221,13 +238,74 @@ class Vault:
             unwrapped = aes_key_unwrap(self._wrap_key, row["wrapped_key"])
         except InvalidUnwrap:
             raise ConfigError("a scope key does not unwrap: ledger.master_key is not the original one") from None
-        cipher = ScopeCipher(scope=key, marker=row["marker"], aead=AESGCM(unwrapped))
-        if made and connection is not None:
+        cipher = ScopeCipher(scope=key, marker=row["marker"], aead=AESGCM(unwrapped), generation=row["generation"])
+        # Nor is one kept that was read before something was dropped: it may be what was.
+        if (made and connection is not None) or drops != self._drops:
             return cipher
         self._cache[key] = cipher
         if len(self._cache) > _CACHED_SCOPES:
             self._cache.popitem(last=False)
         return cipher
+
+    async def renew(self, key: str) -> ScopeCipher:
+        """As `cipher_by_key`, for something new: a scope that was erased begins again, with another key and marker.
+
+        Raises:
+            ErasureInProgress: its erasure is not done.
+        """
+        try:
+            return await self.cipher_by_key(key)
+        except ScopeErased:
+            await self._database.execute(
+                "UPDATE scopes SET wrapped_key = $2, marker = $3, destroyed_at = NULL, generation = generation + 1"
+                " WHERE scope = $1 AND destroyed_at IS NOT NULL AND erasing IS NULL",
+                key,
+                aes_key_wrap(self._wrap_key, secrets.token_bytes(32)),
+                secrets.token_hex(8),
+            )
+        try:
+            return await self.cipher_by_key(key)
+        except ScopeErased:
+            raise ErasureInProgress from None
+
+    async def hold(self, connection: Connection, cipher: ScopeCipher) -> None:
+        """See that a key is its scope's still, and keep it so until the caller's transaction ends.
+
+        Raises:
+            ErasureInProgress: it was destroyed; what was to be sealed with it could never be opened.
+        """
+        held = await connection.fetchval(
+            "SELECT true FROM scopes WHERE scope = $1 AND generation = $2 AND destroyed_at IS NULL FOR KEY SHARE",
+            cipher.scope,
+            cipher.generation,
+        )
+        if not held:
+            self.drop((cipher.scope,))
+            raise ErasureInProgress
+
+    def drop(self, scopes: Iterable[str]) -> None:
+        """Keep these scopes' keys and markers in memory no longer."""
+        self._drops += 1
+        for key in scopes:
+            self._cache.pop(key, None)
+
+    def holds(self, scope: str) -> bool:
+        """Whether the scope's key is in this process's memory."""
+        return scope in self._cache
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature (RFC 8032), 64 bytes."""
+        return self._signing_key.sign(message)
+
+    @property
+    def public_key(self) -> bytes:
+        """Ed25519 public key of `sign`, 32 bytes."""
+        return self._signing_key.public_key().public_bytes_raw()
+
+
+def signing_key(master: bytes) -> Ed25519PrivateKey:
+    """The key that proofs are signed with, derived from the master key."""
+    return Ed25519PrivateKey.from_private_bytes(_derive(master, b"proof"))
 
 
 def _derive(master: bytes, purpose: bytes) -> bytes:

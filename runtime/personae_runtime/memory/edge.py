@@ -137,6 +137,11 @@ class EdgeMemoryIndex:
         if memory_ids:
             await self._run(call)
 
+    async def delete_scope(self, scope: str) -> None:
+        """Remove every point of a scope."""
+        where = edge.Filter(must=[edge.FieldCondition(SCOPE, match=edge.MatchValue(scope))])
+        await self._run(lambda shard: shard.update(edge.UpdateOperation.delete_points_by_filter(where)))
+
     async def flush(self) -> None:
         """Return when everything before this call survives a SIGKILL of the process."""
 
@@ -189,9 +194,14 @@ class EdgeMemoryIndex:
         meant = found.pop(0) if dense is not None else {}
         return hits(lexical, meant)
 
-    async def count(self, scope: str | None = None) -> int:
+    async def count(self, scope: str | None = None, memory_ids: Sequence[UUID] | None = None) -> int:
         """Points in a scope, or in all; expired ones count until they are deleted."""
-        where = None if scope is None else edge.Filter(must=[edge.FieldCondition(SCOPE, match=edge.MatchValue(scope))])
+        must: list[Any] = []
+        if scope is not None:
+            must.append(edge.FieldCondition(SCOPE, match=edge.MatchValue(scope)))
+        if memory_ids is not None:
+            must.append(edge.HasIdCondition(set(memory_ids)))
+        where = edge.Filter(must=must) if must else None
         return await self._run(lambda shard: shard.count(edge.CountRequest(exact=True, filter=where)))
 
     async def clear(self) -> None:

@@ -114,6 +114,10 @@ class MemoryIndex(Protocol):
         """Remove points; unknown ids are ignored. Not returned by searches that start later."""
         ...
 
+    async def delete_scope(self, scope: str) -> None:
+        """As `delete`, for every point of a scope."""
+        ...
+
     async def flush(self) -> None:
         """Return when everything before this call survives a SIGKILL of the process."""
         ...
@@ -143,8 +147,8 @@ class MemoryIndex(Protocol):
         """
         ...
 
-    async def count(self, scope: str | None = None) -> int:
-        """Points in a scope, or in all."""
+    async def count(self, scope: str | None = None, memory_ids: Sequence[UUID] | None = None) -> int:
+        """Points in a scope, or in all; only those among `memory_ids`, if given."""
         ...
 
     async def clear(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from uuid import UUID
 
 import numpy as np
 
+from personae_runtime.errors import Unavailable
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.memory.index import MemoryIndex, MemoryPoint
 from personae_runtime.memory.lexical import dense_text, document_vector, lexical_text
@@ -37,6 +39,14 @@ Window = tuple[MemoryRecord, MemoryRecord | None, MemoryRecord | None]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexErasure:
+    """Points that were removed, and points that the index still held afterwards."""
+
+    erased: int
+    remaining: int
+
+
 class Indexing(Protocol):
     """The indexer, as far as a gateway needs it: here, or in another process."""
 
@@ -53,6 +63,10 @@ class Indexing(Protocol):
         """Changes that are not indexed yet."""
         ...
 
+    async def erase(self, scope: str, memory_ids: Sequence[UUID] = ()) -> IndexErasure:
+        """See `Indexer.erase`."""
+        ...
+
 
 class Indexer:
     """Follows the ledger's feed of memory changes into an index.
@@ -67,6 +81,7 @@ class Indexer:
         name: the cursor's in the ledger.
         batch: changes per flush.
         poll_s: seconds after which the feed is looked at without a `notify`.
+        on_erase: told of scopes of which nothing may be kept in this process.
     """
 
     def __init__(
@@ -78,6 +93,7 @@ class Indexer:
         *,
         batch: int = 32,
         poll_s: float = 1.0,
+        on_erase: Callable[[str], None] = lambda scope: None,
     ) -> None:
         self._index = index
         self._store = store
@@ -85,6 +101,7 @@ class Indexer:
         self._name = name
         self._batch = batch
         self._poll_s = poll_s
+        self._on_erase = on_erase
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._checked = False
@@ -135,6 +152,32 @@ class Indexer:
         while taken := await self._step():
             total += taken
         return total
+
+    async def erase(self, scope: str, memory_ids: Sequence[UUID] = ()) -> IndexErasure:
+        """Remove a scope's points, or some of them with what their neighbours have of them.
+
+        The ledger has forgotten them before, so that none comes back.
+
+        Raises:
+            Unavailable: the neighbours can't be made anew yet, as a transaction
+                of the ledger is open (reason INDEX_BEHIND).
+        """
+        which = (scope, list(memory_ids) if memory_ids else None)
+        self._on_erase(scope)
+        async with self._turn:
+            before = await self._index.count(*which)
+            if memory_ids:
+                await self._index.delete(memory_ids)
+            else:
+                await self._index.delete_scope(scope)
+            await self._index.flush()
+            # Of a scope it is not known here whose vectors these are.
+            self._vectors.clear()
+        if memory_ids:
+            await self.catch_up()
+            if await self._store.pending(scope, self._name):
+                raise Unavailable("the index has not taken up every change yet", reason="INDEX_BEHIND")
+        return IndexErasure(before, await self._index.count(*which))
 
     async def reindex(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> int:
         """Empty the index and fill it again from the ledger; the number of changes taken up.

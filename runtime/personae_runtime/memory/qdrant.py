@@ -257,6 +257,13 @@ class QdrantMemoryIndex:
             batch = models.PointIdsList(points=[str(memory_id) for memory_id in memory_ids[first : first + BATCH]])
             await self._delete(batch)
 
+    async def delete_scope(self, scope: str) -> None:
+        """Remove every point of a scope."""
+        from qdrant_client import models
+
+        where = models.Filter(must=[_equals(SCOPE, scope)])
+        await self._delete(models.FilterSelector(filter=where))
+
     async def flush(self) -> None:
         """Nothing is left to do: every write waited for its acknowledgement."""
         await self._connection.call(_nothing)
@@ -319,11 +326,16 @@ class QdrantMemoryIndex:
         found = [_places(answer.points) for answer in answers]
         return hits(found.pop(0) if sparse is not None else {}, found.pop(0) if dense is not None else {})
 
-    async def count(self, scope: str | None = None) -> int:
+    async def count(self, scope: str | None = None, memory_ids: Sequence[UUID] | None = None) -> int:
         """Points in a scope, or in all; expired ones count until they are deleted."""
         from qdrant_client import models
 
-        where = None if scope is None else models.Filter(must=[_equals(SCOPE, scope)])
+        must: list[models.Condition] = []
+        if scope is not None:
+            must.append(_equals(SCOPE, scope))
+        if memory_ids is not None:
+            must.append(models.HasIdCondition(has_id=[str(memory_id) for memory_id in memory_ids]))
+        where = models.Filter(must=must) if must else None
         key = None if scope is None else shard_key(scope, self._settings.shard_keys)
         answer = await self._connection.call(
             lambda client: client.count(

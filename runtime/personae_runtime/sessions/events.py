@@ -104,7 +104,7 @@ class GoAway:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Not recorded: stands for events whose text was erased."""
+    """Stands for events whose text was erased."""
 
     kind: ClassVar[str] = "gap"
     first_event_id: int
@@ -141,6 +141,7 @@ _BY_KIND: dict[str, type[Any]] = {
         Latency,
         TurnInterrupted,
         TurnCompleted,
+        Gap,
     )
 }
 

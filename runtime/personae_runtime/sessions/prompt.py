@@ -10,8 +10,10 @@ forgotten is gone from the next prompt and only the tail is read anew.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from personae_runtime.engines.engine import Message
 from personae_runtime.memory.lexical import spoken_date
@@ -33,6 +35,21 @@ _UNSAID = (
     "[Nothing that you have said or written bears on this. If it asks for your views, your work or your life,"
     " say that you haven't talked about that.]"
 )
+
+
+_LOOKALIKES: Final = str.maketrans(
+    {
+        # What could end the quote, or look to a model as if it did.
+        **dict.fromkeys(
+            '"`\u00ab\u00bb\u201c\u201d\u201e\u201f\u2033\u2036\u300c\u300d\u300e\u300f\u301d\u301e\u301f\uff02', "'"
+        ),
+        # What chat templates mark roles with: <|im_start|>, [INST], <<SYS>>, </s>; and the heading of the notes.
+        **{"<": "\u2039", ">": "\u203a", "\uff1c": "\u2039", "\uff1e": "\u203a"},
+        **{"[": "(", "]": ")", "\uff3b": "(", "\uff3d": ")", "|": "\u00a6", "\uff5c": "\u00a6", "#": "\u266f"},
+    }
+)
+# Scripts need these two, and they show nothing that is not there.
+_JOINERS: Final = "\u200c\u200d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +85,16 @@ def quote(memory: RecalledMemory) -> str:
     """One recalled memory as a line of quoted data."""
     record = memory.record
     if record.fact is not None:
-        return f"- {_plain(record.text).rstrip('.')}{_validity(record.fact)}"
-    speaker = _plain(record.speaker) or "someone"
-    return f'- {record.occurred_at:%Y-%m-%d}, {speaker}: "{_plain(record.text)}"'
+        return f"- {_harmless(record.text).rstrip('.')}{_validity(record.fact)}"
+    speaker = _harmless(record.speaker) or "someone"
+    return f'- {record.occurred_at:%Y-%m-%d}, {speaker}: "{_harmless(record.text)}"'
 
 
 def quote_passage(cited: CitedPassage) -> str:
     """One passage as a line of quoted data."""
     passage = cited.passage
-    title = f" in '{_plain(passage.title)}'" if passage.title else ""
-    return f'- {passage.published_at:%Y-%m-%d}{title}: "{_plain(passage.text)}"'
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace('"', "'")
+    title = f" in '{_harmless(passage.title)}'" if passage.title else ""
+    return f'- {passage.published_at:%Y-%m-%d}{title}: "{_harmless(passage.text)}"'
 
 
 def _validity(fact: FactDetail) -> str:
@@ -92,6 +105,15 @@ def _validity(fact: FactDetail) -> str:
     notes = [begin, "inferred" if fact.basis is Basis.INFERRED else ""]
     told = "; ".join(note for note in notes if note)
     return f" ({told})." if told else "."
+
+
+def _harmless(text: str) -> str:
+    """Text on one line that can't end a quote, mark a role, or hold what is not seen: controls, formats, unassigned."""
+    # By category C*: Cc, Cf, Cs, Co, Cn. White space, line and paragraph separators become one blank.
+    shown = "".join(
+        char for char in text if char.isspace() or char in _JOINERS or not unicodedata.category(char).startswith("C")
+    )
+    return " ".join(shown.split()).translate(_LOOKALIKES)
 
 
 def compose(

@@ -130,6 +130,7 @@ class SessionService:
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
         """
         hub = self._runner.hubs.get(session.session_pk)
+        hub.scope = session.scope
         view = View(self._view_limit, expiry, forwarded=forwarded)
         # Before anything is read, so that nothing falls between replay and live.
         self._runner.add_view(hub, view)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -210,7 +210,7 @@ class TurnRunner:
         self._control = control
         self._telemetry = telemetry
         self._compiled: OrderedDict[tuple[str, str, int, str, str], CompiledPersona] = OrderedDict()
-        self._histories: OrderedDict[int, list[PastTurn]] = OrderedDict()
+        self._histories: OrderedDict[tuple[str, int], list[PastTurn]] = OrderedDict()
         self._recent: OrderedDict[str, deque[float]] = OrderedDict()
         self._admitting = 0
         self._running = 0
@@ -246,6 +246,7 @@ class TurnRunner:
 
     async def _admit_once(self, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
         async with self.hubs.locked(session.session_pk) as hub:
+            hub.scope = session.scope
             if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
                 return hub.turn
             if hub.turn is not None:
@@ -517,6 +518,11 @@ class TurnRunner:
                         await self._note(turn, decision, span)
                     if not decision.action.stops:
                         kept.append(item)
+                    elif isinstance(item, RecalledMemory):
+                        # Kept from every prompt from now on, for its person to see and put right.
+                        await self._sessions.quarantine(item.record.memory_id, decision.reason_code)
+                        if self._indexer is not None:
+                            self._indexer.notify()
                 return kept
 
             memories, passages = await passing(recalled), None if said is None else await passing(said)
@@ -566,7 +572,7 @@ class TurnRunner:
             fitted = fit_history(history, min(self._settings.sessions.history_tokens, room))
             if fitted and len(fitted) < len(history):
                 turn.history_from = fitted[0].turn_no
-                self._histories[turn.session.session_pk] = list(fitted)
+                self._histories[_history_key(turn)] = list(fitted)
             for memory in kept:
                 memory_id = str(memory.record.memory_id)
                 turn.citations[memory_id] = memory.record
@@ -578,7 +584,7 @@ class TurnRunner:
             return compose(turn.persona.prefix, turn.cipher.marker, fitted, turn.text, kept, passages, card)
 
     async def _history(self, turn: LiveTurn) -> list[PastTurn]:
-        key, before = turn.session.session_pk, turn.admission.turn_no - 1
+        key, before = _history_key(turn), turn.admission.turn_no - 1
         cached = self._histories.get(key)
         if cached is not None and (cached[-1].turn_no if cached else 0) == before:
             self._histories.move_to_end(key)
@@ -591,7 +597,7 @@ class TurnRunner:
         self._keep_history(key, past)
         return [one for one in past if one.tokens > 0]
 
-    def _keep_history(self, key: int, past: list[PastTurn]) -> None:
+    def _keep_history(self, key: tuple[str, int], past: list[PastTurn]) -> None:
         self._histories[key] = past
         self._histories.move_to_end(key)
         if len(self._histories) > _CACHED_HISTORIES:
@@ -746,7 +752,7 @@ class TurnRunner:
             turn.hub.turn = None
             self._running -= 1
         if error is None:
-            cached = self._histories.get(turn.session.session_pk)
+            cached = self._histories.get(_history_key(turn))
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
                 cached.append(
                     _past_turn(turn.persona.engine, turn.admission.turn_no, turn.text, reply, turn.in_history)
@@ -971,6 +977,7 @@ class TurnRunner:
         """Take up a new owner name; when the next renewal is due to be counted from."""
         try:
             await self._sessions.register()
+            await self._sessions.acknowledge(self._control.epoch)
         except PersonaeError as error:
             _log.warning("lease_upkeep_failed", reason=error.reason)
             return 0.0
@@ -985,6 +992,19 @@ class TurnRunner:
         hub = self.hubs.find(session_pk)
         if hub is not None and hub.turn is None:
             hub.end(_changed_elsewhere())
+
+    def let_go(self, scopes: Collection[str]) -> None:
+        """Keep nothing of these scopes that was read before now: their turns stop, their histories are read anew."""
+        for turn in self.hubs.running():
+            if turn.session.scope in scopes:
+                turn.stop("WITHDRAWN")
+        for key in [key for key in self._histories if key[0] in scopes]:
+            del self._histories[key]
+        for _, hub in self.hubs.all():
+            if hub.scope in scopes and hub.turn is None:
+                hub.end(_changed_elsewhere())
+        for scope in scopes:
+            self._recent.pop(scope, None)
 
     # -- drain ---------------------------------------------------------------
 
@@ -1045,6 +1065,10 @@ class TurnRunner:
     def _send_away(self, view: View, end_at: float) -> None:
         view.offer(_go_away(max(0.0, end_at - asyncio.get_running_loop().time())))
         view.end()
+
+
+def _history_key(turn: LiveTurn) -> tuple[str, int]:
+    return turn.session.scope, turn.session.session_pk
 
 
 def _go_away(time_left_s: float) -> Event:

@@ -108,11 +108,13 @@ class View:
 class Hub:
     """The views of one session and the turn that runs in it."""
 
-    __slots__ = ("lock", "turn", "unwatched_since", "users", "views")
+    __slots__ = ("lock", "scope", "turn", "unwatched_since", "users", "views")
 
     def __init__(self) -> None:
         self.views: set[View] = set()
         self.turn: LiveTurn | None = None
+        # Whose session it is, once somebody came who knows.
+        self.scope = ""
         # Admission and joining are one step each for a session.
         self.lock = asyncio.Lock()
         # Who holds or waits for the lock: all of them must find this same hub.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 from ray.exceptions import RayError
@@ -24,6 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from personae_runtime.config import load_settings
 from personae_runtime.errors import ConfigError, PersonaeError, Unavailable
 from personae_runtime.memory.factory import Part
+from personae_runtime.memory.indexer import IndexErasure
 from personae_runtime.memory.recall import RecallResult
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
@@ -39,6 +41,7 @@ _LOCK_S: Final = 60.0
 # What a recall may take beside its embedding: a turn does not wait for a replica that is being replaced.
 _RECALL_S: Final = 1.0
 _CALL_S: Final = 2.0
+_ERASE_S: Final = 60.0
 
 
 class MemoryReplica:
@@ -116,6 +119,13 @@ class MemoryReplica:
     async def pending(self, part: Part) -> int:
         """Changes that are not indexed yet."""
         return await self._indexer[part].pending()
+
+    async def erase(self, part: Part, scope: str, memory_ids: tuple[UUID, ...]) -> IndexErasure | tuple[str, str]:
+        """See `Indexer.erase`; a failure comes back as (reason, message)."""
+        try:
+            return await self._indexer[part].erase(scope, memory_ids)
+        except PersonaeError as error:
+            return (error.reason, error.message)
 
     async def __del__(self) -> None:
         stack = getattr(self, "_stack", None)
@@ -197,6 +207,19 @@ class RemoteMemory:
     async def pending(self) -> int:
         """See Indexing.pending."""
         return int(await self._call(_CALL_S, self._handle.pending, self._part))
+
+    async def erase(self, scope: str, memory_ids: Sequence[UUID] = ()) -> IndexErasure:
+        """See `Indexer.erase`.
+
+        Raises:
+            Unavailable: the memory deployment does not answer in time (reason MEMORY_UNAVAILABLE).
+        """
+        result = await self._call(_ERASE_S, self._handle.erase, self._part, scope, tuple(memory_ids))
+        if isinstance(result, tuple):
+            reason, message = result
+            raise Unavailable(message, reason=reason, retry_after_s=1.0)
+        done: IndexErasure = result
+        return done
 
     async def _call(self, timeout_s: float, method: DeploymentHandle[Any], *args: Any) -> Any:
         try:

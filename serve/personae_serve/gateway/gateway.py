@@ -19,6 +19,8 @@ from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import UNREACHABLE
+from personae_runtime.ledger.erasure import Eraser, ErasureLedger
+from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger
@@ -32,6 +34,8 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
+from personae_serve import proofs
+from personae_serve.gateway import operations
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
@@ -102,6 +106,7 @@ class Gateway:
         self._serving = False
         self.load = StreamLoad(settings.gateway.max_accept_wait_s)
         self.runner: TurnRunner
+        self.eraser: Eraser
         self.peers: Peers
         self.server: GatewayServer
 
@@ -182,6 +187,23 @@ class Gateway:
             draw=draw,
             profiles=profiles if settings.memory.enabled else None,
         )
+
+        def let_go(scopes: list[str]) -> None:
+            stores.vault.drop(scopes)
+            runner.let_go(scopes)
+
+        control.on_scopes = let_go
+        control.on_epoch = sessions.acknowledge
+        erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
+        log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
+        self.eraser = eraser = Eraser(
+            erasures,
+            log,
+            erase_index=None if memory is None else memory.indexing.erase,
+            unheard=sessions.unheard,
+            prove=proofs.prover(stores.vault),
+            to_line=proofs.to_line,
+        )
         service = SessionService(
             runner, sessions, stores.memories, stores.documents, view_limit=settings.gateway.view_buffer_events
         )
@@ -197,7 +219,7 @@ class Gateway:
             sessions=SessionServicer(
                 service, sessions, personas, policy, stores.vault, telemetry, self.load, self.peers
             ),
-            memories=MemoryServicer(  # type: ignore[abstract]
+            memories=MemoryServicer(
                 stores.memories,
                 personas,
                 consents,
@@ -208,6 +230,9 @@ class Gateway:
                 draw,
                 profiles,
                 self._engines,
+                erasures,
+                eraser,
+                ExportLedger(stores.database, stores.vault, stores.memories),
             ),
             corpus=CorpusServicer(
                 stores.documents,
@@ -219,16 +244,22 @@ class Gateway:
             ),
             policy=PolicyServicer(policy),
             consents=ConsentServicer(consents, stores.vault),
+            operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",
         )
         endpoint = self.server.bind_peers()
         await through_outage(lambda: sessions.register(endpoint))
+        await through_outage(lambda: sessions.acknowledge(control.epoch))
+        replayed = await operations.replay(log, erasures, eraser, stores.vault)
+        if replayed:
+            _log.warning("erasures_replayed", count=replayed)
         recovered = await through_outage(sessions.recover)
         if recovered:
             _log.warning("turns_recovered", count=len(recovered))
         tasks = [
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
+            asyncio.create_task(eraser.run(self._stopping), name="erasures"),
             asyncio.create_task(self._watch_health(), name="health"),
         ]
         if memory is not None and settings.memory.extraction.enabled:

@@ -13,6 +13,7 @@ import tempfile
 from typing import Any
 
 import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from personae.v1 import (
@@ -30,6 +31,7 @@ from personae.v1 import (
 from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
 from personae_serve.gateway.interceptor import GatewayInterceptor
+from personae_serve.gateway.operations import OperationsServicer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
     CorpusServicer,
@@ -52,6 +54,8 @@ SERVICE_NAMES = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 """Full names of the API's services."""
+OPERATIONS = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name
+"""Full name of the service of long-running operations, which is not the API's own."""
 
 
 def server_options(settings: GatewaySettings) -> list[tuple[str, Any]]:
@@ -107,6 +111,7 @@ class GatewayServer:
         corpus: CorpusServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
+        operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
         reflection: bool,
     ) -> None:
@@ -123,13 +128,14 @@ class GatewayServer:
         corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(corpus, self._server)
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection:
             from grpc_reflection.v1alpha import reflection as grpc_reflection
 
             grpc_reflection.enable_server_reflection(
-                (*SERVICE_NAMES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), self._server
+                (*SERVICE_NAMES, OPERATIONS, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), self._server
             )
         self._peer_server: grpc.aio.Server | None = None
         if settings.peer_port is not None:
@@ -187,7 +193,7 @@ class GatewayServer:
     async def set_health(self, serving: bool) -> None:
         """Tell health checks, for the whole server and each service."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *SERVICE_NAMES):
+        for name in ("", *SERVICE_NAMES, OPERATIONS):
             await self._health.set(name, status)
 
     async def close_public(self, grace_s: float) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
 import hmac
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from uuid import UUID, uuid4
 
 import grpc
 import orjson
+from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
 
 from personae.v1 import (
@@ -42,6 +45,8 @@ from personae_runtime.errors import (
 )
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.documents import DocumentLedger, DocumentRow
+from personae_runtime.ledger.erasure import Eraser, ErasureLedger
+from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.profiles import ProfileLedger
@@ -59,6 +64,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import Seen, SessionService
 from personae_runtime.sessions.views import SLOW_CONSUMER
 from personae_runtime.telemetry.setup import Telemetry
+from personae_serve import proofs
 from personae_serve.gateway import convert
 from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.load import StreamLoad
@@ -467,6 +473,54 @@ _MEMORY_KINDS = {
 }
 
 
+_MUTABLE = {
+    "text": "text",
+    "speaker": "speaker",
+    "occur_time": "occurred_at",
+    "expire_time": "expires_at",
+    "pinned": "pinned",
+    "restricted": "restricted",
+}
+"""Fields of a Memory that UpdateMemory may change, and what the ledger calls them."""
+
+
+def _changes(source: memory_service_pb2.Memory, paths: list[str]) -> dict[str, Any]:
+    """What an update changes (https://google.aip.dev/134): without a mask, the mutable fields that are set."""
+    unknown = [path for path in paths if path not in _MUTABLE and path != "*"]
+    if unknown:
+        raise InvalidArgument(
+            f"not a field that can be updated: {', '.join(unknown)}",
+            violations=tuple((f"update_mask: {path}", f"one of {', '.join(_MUTABLE)}") for path in unknown),
+        )
+    if "*" in paths:
+        paths = list(_MUTABLE)
+    elif not paths:
+        paths = [field.name for field, _ in source.ListFields() if field.name in _MUTABLE]
+    changes: dict[str, Any] = {}
+    for path in dict.fromkeys(paths):
+        value = getattr(source, path)
+        if path == "occur_time":
+            if not source.HasField(path):
+                raise InvalidArgument("memory.occur_time can't be unset", violations=(("memory.occur_time", "a time"),))
+            value = convert.from_timestamp(value)
+        elif path == "expire_time":
+            value = _expiry(source)
+        changes[_MUTABLE[path]] = value
+    return changes
+
+
+def _expiry(source: memory_service_pb2.Memory) -> datetime | None:
+    """When a memory expires: never, or at a time to come."""
+    if not source.HasField("expire_time"):
+        return None
+    expires_at = convert.from_timestamp(source.expire_time)
+    if expires_at <= datetime.now(UTC):
+        raise InvalidArgument(
+            "memory.expire_time is in the past", violations=(("memory.expire_time", "a time to come"),)
+        )
+    return expires_at
+
+
 class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
     """`personae.v1.MemoryService`."""
 
@@ -482,10 +536,16 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         draw: Draw,
         profiles: ProfileLedger,
         engines: Engines,
+        erasures: ErasureLedger,
+        eraser: Eraser,
+        exports: ExportLedger,
     ) -> None:
         self._draw = draw
         self._profiles = profiles
         self._engines = engines
+        self._exports = exports
+        self._erasures = erasures
+        self._eraser = eraser
         self._memories = memories
         self._personas = personas
         self._consents = consents
@@ -624,21 +684,10 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 violations=((parent.user_name(), "consent to be remembered was withdrawn"),),
             )
         source = request.memory
-        # With scores: at recall there is time for matchers only.
         context_of_persona = PolicyContext(persona.type)
-        decision = await self._policy.decide(Stage.MEMORY, source.text, context_of_persona)
-        if decision.action.stops:
-            raise FailedPrecondition(
-                f"policy does not let this be remembered: {decision.reason_code}",
-                reason="MEMORY_REFUSED_BY_POLICY",
-                metadata={"reason_code": decision.reason_code, "category": decision.category},
-            )
+        await self._require_memorable(source.text, persona.type)
         now = datetime.now(UTC)
-        expires_at = convert.from_timestamp(source.expire_time) if source.HasField("expire_time") else None
-        if expires_at is not None and expires_at <= now:
-            raise InvalidArgument(
-                "memory.expire_time is in the past", violations=(("memory.expire_time", "a time to come"),)
-            )
+        expires_at = _expiry(source)
         record = MemoryRecord(
             memory_id=uuid4(),
             scope=self._scope(parent),
@@ -659,6 +708,91 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         )
         self._indexer.notify()
         return convert.memory(parent, stored)
+
+    async def _require_memorable(self, text: str, persona_type: str) -> None:
+        """Raise unless words may be kept."""
+        if not text:
+            raise InvalidArgument("memory.text is required", violations=(("memory.text", "1 to 8000 characters"),))
+        # With scores: at recall there is time for matchers only.
+        decision = await self._policy.decide(Stage.MEMORY, text, PolicyContext(persona_type))
+        if decision.action.stops:
+            raise FailedPrecondition(
+                f"policy does not let this be remembered: {decision.reason_code}",
+                reason="MEMORY_REFUSED_BY_POLICY",
+                metadata={"reason_code": decision.reason_code, "category": decision.category},
+            )
+
+    async def GetMemory(
+        self, request: memory_service_pb2.GetMemoryRequest, context: Context
+    ) -> memory_service_pb2.Memory:
+        name = _own("memory", request.name)
+        return convert.memory(name, await self._memories.get(self._scope(name), UUID(name.memory)))
+
+    async def UpdateMemory(
+        self, request: memory_service_pb2.UpdateMemoryRequest, context: Context
+    ) -> memory_service_pb2.Memory:
+        source = request.memory
+        name = _own("memory", source.name, "memory.name")
+        changes = _changes(source, list(request.update_mask.paths))
+        persona = await self._personas.get(Name(name.tenant, name.persona))
+        if "text" in changes:
+            await self._require_memorable(source.text, persona.type)
+        context_of_persona = PolicyContext(persona.type)
+        row = await self._memories.update(
+            self._scope(name),
+            UUID(name.memory),
+            changes,
+            version=source.etag,
+            tenant=name.tenant,
+            mutation=self._api.mutation("UpdateMemory", request),
+            states=lambda record: self._draw(record, context_of_persona) if is_persons(record, name.user) else (),
+        )
+        if self._indexer is not None:
+            self._indexer.notify()
+        return convert.memory(name, row)
+
+    async def ExportMemories(  # type: ignore[override]  # streams by context.write
+        self, request: memory_service_pb2.ExportMemoriesRequest, context: Context
+    ) -> None:
+        parent = _own("user", request.parent, "parent")
+        counts: Counter[str] = Counter()
+        digest = hashlib.sha256()
+        async with aclosing(self._exports.read(parent)) as items:
+            async for item in items:
+                line = to_line(item)
+                counts[item["type"]] += 1
+                digest.update(line.encode() + b"\n")
+                # Waits for the reader: what is not taken is not read from the ledger either.
+                await context.write(memory_service_pb2.ExportMemoriesResponse(json_line=line))
+        record = memory_service_pb2.ExportRecord(counts=counts, sha256=digest.digest())
+        record.create_time.FromDatetime(datetime.now(UTC))
+        proofs.sign(record, self._vault)
+        await context.write(memory_service_pb2.ExportMemoriesResponse(record=record))
+
+    async def EraseMemories(
+        self, request: memory_service_pb2.EraseMemoriesRequest, context: Context
+    ) -> operations_pb2.Operation:
+        # Imported here: operations are built from the classes of this module.
+        from personae_serve.gateway.operations import operation
+
+        parent = _own("user", request.parent, "parent")
+        memory_ids = []
+        for at, value in enumerate(request.memories):
+            name = _own("memory", value, f"memories[{at}]")
+            if name.user_name() != parent.user_name():
+                raise InvalidArgument(
+                    "a memory is another user's",
+                    violations=((f"memories[{at}]", f"expected {parent.user_name()}/memories/..."),),
+                )
+            memory_ids.append(UUID(name.memory))
+        erasure = await self._erasures.start(
+            Scope(parent.tenant, parent.persona, parent.user),
+            memory_ids,
+            request.reason,
+            self._api.mutation("EraseMemories", request),
+        )
+        self._eraser.notify()
+        return operation(erasure)
 
     async def ForgetMemory(self, request: memory_service_pb2.ForgetMemoryRequest, context: Context) -> empty_pb2.Empty:
         name = _own("memory", request.name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.longrunning import operations_pb2_grpc
 from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -34,6 +35,7 @@ async def serving(
     memories: memory_service_pb2_grpc.MemoryServiceServicer | None = None,
     policy: policy_service_pb2_grpc.PolicyServiceServicer | None = None,
     consents: policy_service_pb2_grpc.ConsentServiceServicer | None = None,
+    operations: operations_pb2_grpc.OperationsServicer | None = None,
     **client_options: Any,
 ) -> AsyncIterator[PersonaeClient]:
     """A server on a free loopback port and a client of it, with short pauses."""
@@ -48,6 +50,8 @@ async def serving(
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     if consents:
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, server)
+    if operations:
+        operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     options = {"backoff_s": 0.001, "max_backoff_s": 0.002, **client_options}

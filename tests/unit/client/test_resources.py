@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import Any
 
 import pytest
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
@@ -18,7 +20,7 @@ from personae.v1 import (
     session_service_pb2,
     session_service_pb2_grpc,
 )
-from personae_client import PersonaeClient
+from personae_client import DeadlineExceededError, InternalError, PersonaeClient, UnimplementedError
 from personae_client.resources.consents import Consents
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
@@ -49,7 +51,8 @@ RESOURCES = {
 def test_every_rpc_is_offered(method: MethodDescriptor) -> None:
     source = inspect.getsource(inspect.getmodule(RESOURCES[method.containing_service.name]) or Sessions)
     streamed = {"Converse": "converse", "Attach": "attach"}
-    assert f"_stub.{method.name}," in source or hasattr(Sessions, streamed.get(method.name, "?"))
+    offered = (f"_stub.{method.name},", f"_stub.{method.name}(")
+    assert any(call in source for call in offered) or hasattr(Sessions, streamed.get(method.name, "?"))
 
 
 class Recorder:
@@ -171,6 +174,73 @@ async def test_memory_calls_send_what_they_are_given() -> None:
     assert (search.parent, search.query, search.page_size) == (USER, "bike", 3)
     assert (create.parent, create.memory, create.request_id) == (USER, memory, "r")
     assert forget.name == "m"
+
+
+async def test_a_memory_is_read_and_updated() -> None:
+    recorder = Recorder()
+    memory = memory_service_pb2.Memory(name="m", text="a blue bike", etag="1")
+    servicer = recorder.answering(memory_service_pb2_grpc.MemoryServiceServicer, GetMemory=memory, UpdateMemory=memory)
+    async with serving(memories=servicer) as client:
+        assert await client.memories.get("m") == memory
+        assert await client.memories.update(memory, update_mask=["text"], request_id="r") == memory
+        await client.memories.update(memory)
+    get, update, again = recorder.requests
+    assert get.name == "m"
+    assert (update.memory, list(update.update_mask.paths), update.request_id) == (memory, ["text"], "r")
+    assert not again.update_mask.paths
+    assert again.request_id
+
+
+class Exporting(memory_service_pb2_grpc.MemoryServiceServicer):
+    """Streams two lines and a record."""
+
+    def __init__(self, sha256: bytes) -> None:
+        self.sha256 = sha256
+
+    async def ExportMemories(self, request: Any, context: Any) -> Any:
+        for line in ('{"type":"header"}', '{"type":"memory"}'):
+            await context.write(memory_service_pb2.ExportMemoriesResponse(json_line=line))
+        record = memory_service_pb2.ExportRecord(sha256=self.sha256)
+        await context.write(memory_service_pb2.ExportMemoriesResponse(record=record))
+
+
+async def test_an_export_is_read_line_by_line_and_checked() -> None:
+    digest = hashlib.sha256(b'{"type":"header"}\n{"type":"memory"}\n').digest()
+    async with serving(memories=Exporting(digest)) as client:
+        export = client.memories.export(USER)
+        assert [line async for line in export] == ['{"type":"header"}', '{"type":"memory"}']
+        assert export.record is not None
+    async with serving(memories=Exporting(b"other")) as client:
+        with pytest.raises(InternalError):
+            [line async for line in client.memories.export(USER)]
+    async with serving(memories=memory_service_pb2_grpc.MemoryServiceServicer()) as client:
+        with pytest.raises(UnimplementedError):
+            [line async for line in client.memories.export(USER)]
+
+
+async def test_an_erasure_is_waited_for_until_it_is_proved() -> None:
+    recorder = Recorder()
+    begun = operations_pb2.Operation(name="tenants/acme/operations/o")
+    done = operations_pb2.Operation(name=begun.name, done=True)
+    proof = memory_service_pb2.ErasureProof(erasure_id="o")
+    done.response.Pack(memory_service_pb2.EraseMemoriesResponse(proof=proof))
+    begun.metadata.Pack(memory_service_pb2.EraseMemoriesMetadata(steps_total=5))
+    answers = [begun, begun, done, begun]
+    memories = recorder.answering(memory_service_pb2_grpc.MemoryServiceServicer, EraseMemories=begun)
+    operations = recorder.answering(
+        operations_pb2_grpc.OperationsServicer, WaitOperation=lambda request: answers.pop(0)
+    )
+    async with serving(memories=memories, operations=operations) as client:
+        operation = await client.memories.erase(USER, memories=["m"], reason="asked", request_id="r")
+        assert (operation.name, operation.done, operation.metadata.steps_total) == (begun.name, False, 5)
+        assert await operation.wait() == proof
+        assert operation.done
+        with pytest.raises(DeadlineExceededError):
+            await client.memories.erasure(begun.name).wait(timeout_s=0)
+    erase, *waits = recorder.requests
+    assert (erase.parent, list(erase.memories), erase.reason, erase.request_id) == (USER, ["m"], "asked", "r")
+    assert {wait.name for wait in waits} == {begun.name}
+    assert len(waits) == 3
 
 
 async def test_policy_and_consent_calls_send_what_they_are_given() -> None:

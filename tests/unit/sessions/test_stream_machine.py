@@ -85,7 +85,7 @@ class Streams(RuleBasedStateMachine):
         self.ledger = Ledger()
         self.hubs = Hubs()
         self.hub = self.hubs.get(PK)
-        self.session = cast(Any, SimpleNamespace(session_pk=PK, name=None))
+        self.session = cast(Any, SimpleNamespace(session_pk=PK, name=None, scope=""))
         self.appends: deque[tuple[list[Event], asyncio.Future[None]]] = deque()
         self.leaves: list[asyncio.Future[None]] = []
         self.gate_open = True

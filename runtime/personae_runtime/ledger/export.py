@@ -1,0 +1,190 @@
+"""Export: all that is held of a person, with where it comes from (GDPR, articles 15 and 20).
+
+Every line is a JSON object with a `type`. They are read in one snapshot, so that
+no line knows of a change that another does not, and only as fast as they are
+taken. Nothing of an export is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+import orjson
+
+from personae_runtime.errors import NotFound
+from personae_runtime.ledger.database import Database
+from personae_runtime.ledger.memories import KEPT, MemoryLedger
+from personae_runtime.ledger.sessions import turn_place
+from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
+from personae_runtime.memory.store import MemoryRecord
+from personae_runtime.names import Name
+
+SCHEMA: Final = "personae.export/1"
+_AT_ONCE: Final = 4
+_PREFETCH: Final = 100
+
+
+class ExportLedger:
+    """Reads exports; a few at a time, as each has a connection of its own for as long as its reader takes."""
+
+    def __init__(self, database: Database, vault: Vault, memories: MemoryLedger) -> None:
+        self._database = database
+        self._vault = vault
+        self._memories = memories
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(self, subject: Name) -> AsyncGenerator[dict[str, Any], None]:
+        """Everything held of a user: `header`, `memory`, `session`, `turn`, `decision`, `consent`.
+
+        Raises:
+            NotFound: there is no such persona.
+        """
+        scope = self._vault.scope_key(Scope(subject.tenant, subject.persona, subject.user))
+        async with self._places:
+            connection = await self._database.connect()
+            try:
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    async for item in self._read(connection, subject, scope):
+                        yield item
+            finally:
+                connection.terminate()
+
+    async def _read(
+        self, connection: asyncpg.Connection, subject: Name, scope: str
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        at = await connection.fetchval(
+            "SELECT now() FROM personas WHERE tenant = $1 AND persona = $2", subject.tenant, subject.persona
+        )
+        if at is None:
+            raise NotFound(f"{subject.persona_name()} does not exist")
+        yield {"type": "header", "schema": SCHEMA, "subject": subject.user_name(), "time": _time(at)}
+        cipher: ScopeCipher | None = None
+        if await connection.fetchval("SELECT true FROM scopes WHERE scope = $1 AND destroyed_at IS NULL", scope):
+            with suppress(ScopeErased):
+                cipher = await self._vault.cipher_by_key(scope)
+        if cipher is not None:
+            query = f"SELECT * FROM memories WHERE scope = $1 AND {KEPT} ORDER BY created_at, memory_id"
+            async for row in connection.cursor(query, scope, prefetch=_PREFETCH):
+                record = await self._memories.record(row)
+                if record is not None:
+                    yield _memory(subject, record)
+            async for session in connection.cursor(
+                "SELECT * FROM sessions WHERE scope = $1 ORDER BY session_pk", scope, prefetch=_PREFETCH
+            ):
+                name = f"{subject.persona_name()}/sessions/{session['session']}"
+                yield {
+                    "type": "session",
+                    "name": name,
+                    "revision": session["revision"],
+                    "state": session["state"],
+                    "age_band": session["age_band"],
+                    "region_code": session["region_code"],
+                    "create_time": _time(session["created_at"]),
+                    "close_time": _time(session["closed_at"]),
+                }
+                async for turn in connection.cursor(
+                    "SELECT * FROM turns WHERE session_pk = $1 ORDER BY turn_no",
+                    session["session_pk"],
+                    prefetch=_PREFETCH,
+                ):
+                    yield _turn(name, session, turn, cipher)
+                async for decision in connection.cursor(
+                    "SELECT d.*, t.turn_id FROM decisions d LEFT JOIN turns t USING (session_pk, turn_no)"
+                    " WHERE d.session_pk = $1 ORDER BY d.created_at, d.decision_id",
+                    session["session_pk"],
+                    prefetch=_PREFETCH,
+                ):
+                    yield {
+                        "type": "decision",
+                        "turn": f"{name}/turns/{decision['turn_id']}",
+                        "stage": decision["stage"],
+                        "action": decision["action"],
+                        "category": decision["category"],
+                        "reason_code": decision["reason_code"],
+                        "bundle_version": decision["bundle_version"],
+                        "time": _time(decision["created_at"]),
+                    }
+        async for consent in connection.cursor(
+            "SELECT * FROM consents WHERE tenant = $1 AND persona = $2 AND user_id = $3 ORDER BY consent_id",
+            subject.tenant,
+            subject.persona,
+            subject.user,
+            prefetch=_PREFETCH,
+        ):
+            yield {
+                "type": "consent",
+                "purpose": consent["purpose"],
+                "state": consent["state"],
+                "evidence": consent["evidence"],
+                "time": _time(consent["created_at"]),
+            }
+
+
+def to_line(item: dict[str, Any]) -> str:
+    """The item as JSON without a line break."""
+    return orjson.dumps(item).decode()
+
+
+def _memory(subject: Name, record: MemoryRecord) -> dict[str, Any]:
+    fact = record.fact
+    return {
+        "type": "memory",
+        "name": f"{subject.user_name()}/memories/{record.memory_id}",
+        "kind": record.kind.value,
+        "text": record.text,
+        "speaker": record.speaker,
+        "source": record.source.value,
+        "thread": record.thread,
+        "ordinal": record.ordinal,
+        "external_id": record.external_id,
+        "occur_time": _time(record.occurred_at),
+        "create_time": _time(record.created_at),
+        "update_time": _time(record.updated_at),
+        "expire_time": _time(record.expires_at),
+        "pinned": record.pinned,
+        "restricted": record.restricted,
+        "quarantine_reason": record.quarantine_reason,
+        "source_memories": [f"{subject.user_name()}/memories/{source}" for source in record.source_ids],
+        "fact": None
+        if fact is None
+        else {
+            "subject": fact.subject,
+            "predicate": fact.predicate,
+            "value": fact.value,
+            "valid_from_time": _time(fact.valid_from),
+            "valid_to_time": _time(fact.valid_to),
+            "superseded_by": None if fact.superseded_by is None else str(fact.superseded_by),
+            "confidence": fact.confidence,
+            "basis": fact.basis.value,
+            "extractor": fact.extractor,
+            "spans": [{"memory": str(span.memory_id), "begin": span.begin, "end": span.end} for span in fact.spans],
+        },
+    }
+
+
+def _turn(session: str, owner: asyncpg.Record, row: asyncpg.Record, cipher: ScopeCipher) -> dict[str, Any]:
+    def text(column: str, place: str) -> str | None:
+        sealed = row[column]
+        return None if sealed is None else cipher.open(sealed, turn_place(*key, place)).decode()
+
+    key: tuple[int, int] = (row["session_pk"], row["turn_no"])
+    return {
+        "type": "turn",
+        "name": f"{session}/turns/{row['turn_id']}",
+        "revision": owner["revision"],
+        "state": row["state"],
+        "user_text": text("user_text", "user"),
+        "reply_text": text("reply_text", "reply"),
+        "create_time": _time(row["created_at"]),
+        "end_time": _time(row["ended_at"]),
+        "erase_time": _time(row["erased_at"]),
+    }
+
+
+def _time(value: datetime | None) -> str | None:
+    return None if value is None else value.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,180 @@
+"""Erasing some never touches others: a thousand scopes, ledger and index."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from personae_runtime.ledger.erasure import Eraser, ErasureLedger, ErasureLog
+from personae_runtime.ledger.vault import ErasureInProgress, Scope
+from personae_runtime.memory.edge import EdgeMemoryIndex
+from personae_runtime.memory.indexer import Indexer
+from personae_runtime.memory.store import FactDetail, MemoryRecord, MemorySource, Span
+from tests.unit.ledger.conftest import ONCE, NewOwner, Owner
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+NOW = datetime.now(UTC)
+
+
+async def nobody(epoch: int) -> int:
+    """Every gateway has let go."""
+    return 0
+
+
+def eraser_of(owner: Owner, indexer: Indexer | None, folder: Path) -> tuple[Eraser, ErasureLedger]:
+    ledger = ErasureLedger(owner.database, owner.vault, owner.memories)
+    eraser = Eraser(
+        ledger,
+        ErasureLog(folder / "erasures.jsonl"),
+        erase_index=None if indexer is None else indexer.erase,
+        unheard=nobody,
+        prove=lambda erasure, remaining, at: repr((str(erasure.erasure_id), remaining)).encode(),
+        to_line=lambda proof: proof,
+    )
+    return eraser, ledger
+
+
+def memory(scope: str, text: str, **changed: object) -> MemoryRecord:
+    fields: dict[str, object] = {"thread": "t", "ordinal": 1, "source": MemorySource.API, "created_at": NOW, **changed}
+    return MemoryRecord(uuid4(), scope, text, "Ann", NOW, **fields)  # type: ignore[arg-type]
+
+
+def fact(scope: str, text: str, *sources: MemoryRecord) -> MemoryRecord:
+    detail = FactDetail("user", "says", text, spans=tuple(Span(one.memory_id, 0, 1) for one in sources))
+    return memory(
+        scope,
+        text,
+        thread="",
+        source=MemorySource.EXTRACTION,
+        fact=detail,
+        source_ids=tuple(one.memory_id for one in sources),
+    )
+
+
+async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: NewOwner, tmp_path: Path) -> None:
+    owner = await new_owner()
+    name = await owner.persona()
+    index = EdgeMemoryIndex(tmp_path / "index")
+    await index.open()
+    indexer = Indexer(index, owner.memories, None, on_erase=lambda scope: owner.vault.drop((scope,)))
+    eraser, ledger = eraser_of(owner, indexer, tmp_path)
+    draw = random.Random(20261122)
+    people = [f"u{number}" for number in range(1000)]
+    kept: dict[UUID, tuple[str, str]] = {}
+    held: dict[str, list[MemoryRecord]] = {}
+    async with owner.database.transaction() as connection:
+        for person in people:
+            scope = owner.vault.scope_key(Scope(name.tenant, name.persona, person))
+            one = memory(scope, f"{person} rows.")
+            other = memory(scope, f"{person} sails.", ordinal=2)
+            held[person] = [one, other, fact(scope, f"{person} rows and sails.", one, other), fact(scope, "rows", one)]
+            for record in held[person]:
+                await owner.memories.insert(connection, record)
+                kept[record.memory_id] = (scope, record.text)
+    await indexer.catch_up()
+    assert await index.count() == 4000
+
+    for person in draw.sample(people, 120):
+        scope = Scope(name.tenant, name.persona, person)
+        # All of them, the first memory, or the second.
+        which = draw.choice(([], [0], [1]))
+        erasure = await ledger.start(scope, [held[person][at].memory_id for at in which], "", ONCE)
+        assert await eraser.attempt(erasure)
+        # What rests on a memory alone goes with it.
+        for at in {(): (0, 1, 2, 3), (0,): (0, 3), (1,): (1,)}[tuple(which)]:
+            del kept[held[person][at].memory_id]
+
+    rows = await owner.database.fetch("SELECT memory_id FROM memories WHERE forgotten_at IS NULL")
+    assert {row["memory_id"] for row in rows} == set(kept)
+    found = await owner.memories.read(list(kept))
+    assert {memory_id: (one.scope, one.text) for memory_id, one in found.items()} == kept
+    await indexer.catch_up()
+    assert await index.count() == len(kept)
+    assert await index.count(None, list(kept)) == len(kept)
+    assert all(
+        not (set(record.source_ids) | {span.memory_id for span in record.fact.spans}) - set(kept)
+        for record in found.values()
+        if record.fact is not None
+    )
+    await index.close()
+
+
+async def test_facts_lose_the_support_of_words_that_were_replaced(new_owner: NewOwner) -> None:
+    owner = await new_owner()
+    scope = (await owner.vault.cipher(Scope("acme", "nadia", "ann"))).scope
+    one, other = memory(scope, "I row."), memory(scope, "I sail.", ordinal=2)
+    alone, both = fact(scope, "rows", one), fact(scope, "rows and sails", one, other)
+    above = fact(scope, "is strong", alone)
+    for record in (one, other, alone, both, above):
+        await owner.memories.create(record, "acme", ONCE)
+    await owner.memories.update(scope, one.memory_id, {"text": "I swim."}, version="", tenant="acme", mutation=ONCE)
+    left = await owner.memories.read([record.memory_id for record in (one, other, alone, both, above)])
+    assert set(left) == {one.memory_id, other.memory_id, both.memory_id}
+    assert left[both.memory_id].source_ids == (other.memory_id,)
+    assert [span.memory_id for span in left[both.memory_id].fact.spans] == [other.memory_id]  # type: ignore[union-attr]
+
+
+async def test_an_erasure_that_leaves_something_is_not_proved_and_is_tried_again(
+    new_owner: NewOwner, tmp_path: Path
+) -> None:
+    owner = await new_owner()
+    name = await owner.persona()
+    scope = Scope(name.tenant, name.persona, "ann")
+    await owner.memories.create(memory(owner.vault.scope_key(scope), "I row."), name.tenant, ONCE)
+    eraser, ledger = eraser_of(owner, None, tmp_path)
+    unheard = [1]
+
+    async def one_gateway(epoch: int) -> int:
+        return unheard[0]
+
+    eraser._unheard = one_gateway
+    erasure = await ledger.start(scope, [], "", ONCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("personae_runtime.ledger.erasure._CACHES_S", 0.0)
+        assert not await eraser.attempt(erasure)
+    told = await ledger.get(name.tenant, erasure.erasure_id)
+    assert (told.done_at, told.problem, told.step) == (None, "ERASURE_INCOMPLETE", "proof")
+    # Nothing new is taken meanwhile.
+    with pytest.raises(ErasureInProgress):
+        await owner.memories.create(memory(owner.vault.scope_key(scope), "I swim."), name.tenant, ONCE)
+    unheard[0] = 0
+    assert await eraser.attempt(erasure)
+    assert (await ledger.get(name.tenant, erasure.erasure_id)).done_at is not None
+    await owner.memories.create(memory(owner.vault.scope_key(scope), "I swim."), name.tenant, ONCE)
+
+
+async def test_a_gateway_with_an_old_key_in_memory_can_not_write_under_it(new_owner: NewOwner, tmp_path: Path) -> None:
+    here, there = await new_owner("here"), await new_owner("there")
+    name = await here.persona()
+    scope = Scope(name.tenant, name.persona, "ann")
+    key = here.vault.scope_key(scope)
+    await there.memories.create(memory(key, "I row."), name.tenant, ONCE)
+    assert there.vault.holds(key)
+    eraser, ledger = eraser_of(here, None, tmp_path)
+    assert await eraser.attempt(await ledger.start(scope, [], "", ONCE))
+    await here.memories.create(memory(key, "I swim."), name.tenant, ONCE)
+    with pytest.raises(ErasureInProgress):
+        await there.memories.create(memory(key, "I dive."), name.tenant, ONCE)
+    # It has learned of it by that.
+    await there.memories.create(memory(key, "I dive."), name.tenant, ONCE)
+    listed = await there.memories.list_memories(key, before=None, limit=10)
+    assert sorted(one.text for one in listed) == ["I dive.", "I swim."]
+
+
+async def test_what_an_expired_restricted_or_quarantined_memory_says_is_not_read(new_owner: NewOwner) -> None:
+    owner = await new_owner()
+    scope = (await owner.vault.cipher(Scope("acme", "nadia", "ann"))).scope
+    live = memory(scope, "I row.")
+    others = [
+        memory(scope, "expired", expires_at=NOW - timedelta(seconds=1)),
+        memory(scope, "restricted", restricted=True),
+        memory(scope, "quarantined", quarantine_reason="INJECTION_IN_MEMORY"),
+    ]
+    for record in (live, *others):
+        await owner.memories.create(record, "acme", ONCE)
+    assert set(await owner.memories.read([one.memory_id for one in (live, *others)])) == {live.memory_id}
