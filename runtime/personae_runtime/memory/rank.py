@@ -204,7 +204,7 @@ def rank(text: str, candidates: Sequence[Candidate]) -> Ranking:
     if not candidates:
         return Ranking((), 0.0)
     query = Query(text, {candidate.record.speaker for candidate in candidates})
-    ordered = sorted(candidates, key=lambda candidate: candidate.record.memory_id)
+    ordered = sorted(candidates, key=lambda candidate: candidate.record.memory_id.int)
     found = features(query, ordered)
     scores = [_weigh(WEIGHTS, row) for row in found]
     best = sorted(range(len(ordered)), key=lambda place: -scores[place])
@@ -249,7 +249,7 @@ def features(query: Query, candidates: Sequence[Candidate]) -> list[Features]:
         before = around.get(record.ordinal - 1)
         named = record.speaker in query.named
         speaks_of_time = not _TIME_WORDS.isdisjoint(words) or _YEAR.search(said[place]) is not None
-        month, day = _date_match(query, record, said[place])
+        month, day = _date_match(query, record, said[place]) if query.months or query.years else (0.0, 0.0)
         found.append(
             Features(
                 fused=math.log(max(reciprocal[place], 1e-6)),
@@ -397,9 +397,7 @@ def _dates_asked(text: str) -> tuple[tuple[int | None, int, int] | None, frozens
 
 
 def _date_match(query: Query, record: MemoryRecord, said: str) -> tuple[float, float]:
-    """The features `month` and `day`."""
-    if not query.months and not query.years:
-        return 0.0, 0.0
+    """The features `month` and `day`, of a query that names a month or a year."""
     told = record.occurred_at.date()
     if query.day is not None:
         year, month, day = query.day
