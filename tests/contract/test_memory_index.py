@@ -304,6 +304,25 @@ async def test_deleted_points_are_not_found_and_unknown_ids_do_no_harm(index: Me
     assert await index.count() == 1
 
 
+async def test_a_scope_is_deleted_whole_and_no_other_with_it(index: MemoryIndex) -> None:
+    gone = [point(bag(1), axis(0), scope="gone") for _ in range(3)]
+    stays = point(bag(1), axis(0), scope="stays")
+    await index.upsert([*gone, stays])
+    await index.delete_scope("gone")
+    await index.delete_scope("nobody")
+    assert await index.count() == await index.count("stays") == 1
+    assert await index.count("gone") == 0
+
+
+async def test_counts_of_some_points(index: MemoryIndex) -> None:
+    one, other = point(bag(1), axis(0), scope="a"), point(bag(1), axis(0), scope="b")
+    await index.upsert([one, other])
+    assert await index.count("a", [one.memory_id, other.memory_id, uuid4()]) == 1
+    assert await index.count(None, [one.memory_id, other.memory_id]) == 2
+    assert await index.count("a", [other.memory_id]) == 0
+    assert await index.count("a", []) == 0
+
+
 async def test_expired_points_are_found_by_no_arm(index: MemoryIndex) -> None:
     expired = [point(bag(1), axis(0), expires_at=NOW - 1), point(bag(1), axis(0), expires_at=NOW)]
     alive = [point(bag(1), axis(0), expires_at=NOW + 1), point(bag(1), axis(0))]

@@ -464,6 +464,14 @@ async def rest(call: Any) -> list[event_pb2.SessionEvent]:
     return events
 
 
+async def cut_short(call: Any) -> bool:
+    """Whether a stream ended early: with an interruption, or, if its turn was gone before that was told, without."""
+    try:
+        return kinds(await rest(call))[-1] == "turn_interrupted"
+    except grpc.aio.AioRpcError as error:
+        return read_failure(error).code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+
+
 async def say_in_steps(
     hosted: Hosted, session: str, units: Sequence[str], turn_id: str = ""
 ) -> list[event_pb2.SessionEvent]:

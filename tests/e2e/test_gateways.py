@@ -28,6 +28,7 @@ from tests.e2e.support import (
     Api,
     Hosted,
     Pause,
+    cut_short,
     failure,
     kinds,
     new_turn_id,
@@ -586,3 +587,35 @@ async def test_a_new_user_of_a_busy_pair_is_served_by_either(two: tuple[Hosted, 
     assert not two[1].host.gateway.peers.endpoints
     pause.go.set()
     await rest(call)
+
+
+# -- erasure ------------------------------------------------------------------
+
+
+async def test_an_erasure_through_one_gateway_empties_the_memory_of_the_other(two: tuple[Hosted, Hosted]) -> None:
+    here, there = two
+    persona = await here.api.persona()
+    user = new_user(persona)
+    session, idle = await there.api.session(persona, user), await there.api.session(persona, user)
+    await there.api.say(session, "My bicycle is called Kermit.", "t1")
+    call, _, pause = await begin(there, session, "t2")
+    watching = there.api.attach(idle)
+    await until(lambda: views(there) == 2)
+    vault, runner = there.host.stores.vault, there.host.gateway.runner
+    assert vault.holds(there.scope(user))
+    assert [key for key in runner._histories if key[0] == there.scope(user)]
+
+    proof = await here.api.erase(user)
+
+    assert proof.remaining["caches"] == 0
+    assert not vault.holds(there.scope(user))
+    assert not [key for key in runner._histories if key[0] == there.scope(user)]
+    assert await cut_short(call)
+    assert (await failure(rest(watching))).code is grpc.StatusCode.UNAVAILABLE
+    assert (await failure(there.api.attach(idle))).code is grpc.StatusCode.NOT_FOUND
+    assert not pause.go.is_set()
+    # The person comes back, through the gateway that kept the old key.
+    again = await there.api.session(persona, user)
+    await there.api.say(again, "Hello there.")
+    assert "Kermit" not in there.engine.last_prompt
+    assert [turn.user_text for turn in await here.api.turns(again)] == ["Hello there."]

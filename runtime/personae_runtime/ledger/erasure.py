@@ -209,6 +209,11 @@ class ErasureLedger:
         )
         return [_erasure(row) for row in rows]
 
+    async def unfinished(self) -> list[Erasure]:
+        """Every erasure that is not done, oldest first."""
+        rows = await self._database.fetch(f"{_SELECT} WHERE o.done_at IS NULL ORDER BY o.created_at, o.operation")
+        return [_erasure(row) for row in rows]
+
     async def reload(self, erasure: Erasure) -> Erasure:
         """The erasure as it is now."""
         row = await self._database.fetchrow(f"{_SELECT} WHERE o.operation = $1", erasure.erasure_id)
@@ -547,10 +552,18 @@ class ErasureLedger:
     @asynccontextmanager
     async def exclusive(self, erasure: Erasure) -> AsyncIterator[bool]:
         """Whether nobody else erases in its scope; then nobody will until the block is left, or this process dies."""
-        # A connection of its own: the lock goes with it, however it ends.
+        # A connection of its own: if this process dies, the lock goes with it.
         connection = await self._database.connect()
+        lock = "(hashtextextended($1, 5))"
         try:
-            yield bool(await connection.fetchval("SELECT pg_try_advisory_lock(hashtextextended($1, 5))", erasure.scope))
+            mine = bool(await connection.fetchval(f"SELECT pg_try_advisory_lock{lock}", erasure.scope))
+            try:
+                yield mine
+            finally:
+                if mine:
+                    # Now, as the server notices only later that a connection is gone.
+                    with suppress(*UNREACHABLE):
+                        await connection.fetchval(f"SELECT pg_advisory_unlock{lock}", erasure.scope)
         finally:
             connection.terminate()
 

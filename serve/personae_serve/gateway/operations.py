@@ -82,7 +82,7 @@ async def replay(log: ErasureLog, ledger: ErasureLedger, eraser: Eraser, vault: 
         created_at = convert.from_timestamp(proof.request_time)
         arguments = (erasure_id, proof.scope, memory_ids, proof.reason, created_at)
         count += await through_outage(lambda arguments=arguments: ledger.take_up(*arguments))  # type: ignore[misc]
-    for erasure in await through_outage(ledger.due):
+    for erasure in await through_outage(ledger.unfinished):
         # Also what a crash cut off: it is unreadable before the first call comes in.
         await through_outage(lambda erasure=erasure: eraser.erase_rows(erasure))  # type: ignore[misc]
     return count

@@ -79,7 +79,7 @@ async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: New
     await indexer.catch_up()
     assert await index.count() == 4000
 
-    for person in draw.sample(people, 120):
+    for person in draw.sample(people, 60):
         scope = Scope(name.tenant, name.persona, person)
         # All of them, the first memory, or the second.
         which = draw.choice(([], [0], [1]))
