@@ -14,7 +14,6 @@ _STATEMENTS = (
         ADD COLUMN erasing uuid,
         ADD COLUMN changed_epoch bigint""",
     "CREATE INDEX scopes_changed ON scopes (changed_epoch) WHERE changed_epoch IS NOT NULL",
-    "CREATE INDEX sessions_by_scope ON sessions (scope)",
     # A turn whose words were erased keeps its number and its ids.
     "ALTER TABLE turns ALTER COLUMN user_text DROP NOT NULL",
     "ALTER TABLE turns ADD COLUMN erased_at timestamptz",
