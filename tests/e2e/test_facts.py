@@ -338,3 +338,28 @@ async def test_an_engine_draws_facts_in_the_background_once_from_the_persons_tur
     await hosted.indexed()
     await api.say(await api.session(persona, user), "Where do I live?")
     assert "Lives in Porto (inferred)." in notes(hosted)
+
+
+async def test_a_host_that_is_told_to_extracts_beside_its_turns(
+    start_host: StartHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosted = await start_host(memory={"extraction": {"enabled": True, "poll_s": 0.05}})
+    api = hosted.api
+    persona = await api.persona()
+    user = new_user(persona)
+    told = asyncio.Event()
+    assert hosted.host.indexer is not None
+    notify = hosted.host.indexer.notify
+    monkeypatch.setattr(hosted.host.indexer, "notify", lambda: (notify(), told.set()))
+    hosted.engine.will_say("How lovely.")
+    facts = [{"message": 1, "predicate": "lives_in", "value": "Porto", "quote": "home for me is Porto"}]
+    hosted.engine.will_say(json.dumps({"facts": facts}))
+    await api.say(await api.session(persona, user), "These days home for me is Porto, by the sea.")
+    async with asyncio.timeout(20):
+        while not await facts_of(api, user):
+            await told.wait()
+            told.clear()
+    assert list(await facts_of(api, user)) == ["Lives in Porto."]
+    assert [request.priority for request in hosted.engine.requests] == sorted(
+        request.priority for request in hosted.engine.requests
+    )

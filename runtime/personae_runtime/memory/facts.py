@@ -372,8 +372,16 @@ def _opinion(said: _Said) -> list[Statement]:
         return []
     disliked = bool(said.match["not"]) != (said.match["verb"].lower() in _AVERSIONS)
     changed = re.search(r"\b(?:any ?more|no longer|stopped)\b", said.match[0], re.IGNORECASE) is not None
-    value = re.sub(r"\s+any ?more$", "", thing, flags=re.IGNORECASE)
+    # At the fourth word what is liked may not be over: it is cut where it can end.
+    value = _DANGLING.sub("", re.sub(r"\s+any ?more$", "", re.split(r"\s+[-–]|'s a\b", thing)[0], flags=re.IGNORECASE))
     return [said.statement("dislikes" if disliked else "likes", value, event=changed, confidence=LIKELY)]
+
+
+_DANGLING = re.compile(
+    r"(?:\s+(?:with|my|an?|the|on|this|that|about|in|at|of|to|and|or|by|from|into|its|our|your|their|his|her|some|more"
+    r"|even|as|than))+$",
+    re.IGNORECASE,
+)
 
 
 def _favourite(said: _Said) -> list[Statement]:
@@ -383,7 +391,7 @@ def _favourite(said: _Said) -> list[Statement]:
 
 def _relation(said: _Said) -> list[Statement]:
     who = said.match["who"].lower()
-    name = _tidy(said.match["value"])
+    name = re.sub(r"['’]s$", "", _tidy(said.match["value"]))
     if name.split()[0].lower() in _NO_NAME:
         return []
     # Of some there is one at a time; of a sister there may be several.

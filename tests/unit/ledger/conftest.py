@@ -18,6 +18,7 @@ from personae_runtime.ledger.personas import Mutation, PersonaLedger
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
+from personae_runtime.memory.facts import drawing
 from personae_runtime.names import Name
 from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.sessions.events import Event, TurnStarted
@@ -117,7 +118,13 @@ async def new_owner(database: Database, open_database: Callable[[], Awaitable[Da
         vault = Vault(bytes(32), own)
         memories = MemoryLedger(own, vault)
         sessions = SessionLedger(
-            own, vault, memories, host=host, lease_s=lease_s, may_store=lambda text, context: "secret" not in text
+            own,
+            vault,
+            memories,
+            host=host,
+            lease_s=lease_s,
+            may_store=lambda text, context: "secret" not in text,
+            draw=drawing(lambda text, context: True),
         )
         await sessions.register()
         writer = EventWriter(own, timeout_s=1)

@@ -12,6 +12,7 @@ import pytest
 from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, LeaseLost
 from personae_runtime.ledger.personas import Mutation
 from personae_runtime.ledger.sessions import SessionChange, SessionRow, turn_memory
+from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.policy.decision import Action, Decision, Stage
 from personae_runtime.sessions.events import Event, Latency, TextDelta, TurnCompleted, TurnInterrupted
@@ -245,6 +246,17 @@ async def test_recovery_remembers_what_passed_the_gate_and_nothing_else(new_owne
     assert remembered == {"passed": ["My bike is green."], "kept": [], "refused": [], "unseen": []}
     history = {name: (await new.sessions.turn(session, "t1")).in_history for name, session in told.items()}
     assert history == {"passed": True, "kept": True, "refused": False, "unseen": False}
+
+
+async def test_recovery_draws_facts_from_the_persons_words_and_not_from_the_reply(new_owner: NewOwner) -> None:
+    old = await new_owner()
+    session = await old.session()
+    admission = await old.admit(session, text="I live in Porto.")
+    await old.append(session, admission, text(2, "I live in Atlantis, and so do you."))
+    new = await new_owner()
+    assert await new.sessions.recover() == [session.session_pk]
+    facts = await new.memories.list_memories(session.scope, before=None, limit=10, kind=PointKind.FACT)
+    assert [fact.text for fact in facts] == ["Lives in Porto."]
 
 
 # -- several owners -----------------------------------------------------------

@@ -33,6 +33,8 @@ SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
         ("My dog Rex died last week.", ["not pet dog Rex"]),
         ("I love hiking in the mountains", ["likes hiking"]),
         ("I don't like coffee any more", ["dislikes coffee"]),
+        ("I love camping trips with my family", ["likes camping trips"]),
+        ("I went to my daughter Sara's recital.", ["relation Daughter Sara"]),
         ("My favourite colour is green.", ["favourite colour: green"]),
         ("I'm allergic to peanuts and shellfish.", ["allergic_to peanuts", "allergic_to shellfish"]),
         ("I'm not vegetarian any more", ["not diet vegetarian"]),
