@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -383,6 +383,11 @@ def test_nothing_expired_revoked_or_erased_is_ever_recalled(server_dsn: str) -> 
     run_state_machine_as_test(
         Memories,
         settings=settings(
-            max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=12,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            # Each step commits: making a failure shorter would take minutes.
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
         ),
     )
