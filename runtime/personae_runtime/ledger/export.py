@@ -19,6 +19,7 @@ import orjson
 from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.memories import KEPT, MemoryLedger
+from personae_runtime.ledger.profiles import place as profile_place
 from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.memory.store import MemoryRecord
@@ -39,7 +40,7 @@ class ExportLedger:
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def read(self, subject: Name) -> AsyncGenerator[dict[str, Any], None]:
-        """Everything held of a user: `header`, `memory`, `session`, `turn`, `decision`, `consent`.
+        """Everything held of a user: `header`, `memory`, `profile`, `session`, `turn`, `decision`, `consent`.
 
         Raises:
             NotFound: there is no such persona.
@@ -73,6 +74,16 @@ class ExportLedger:
                 record = await self._memories.record(row)
                 if record is not None:
                     yield _memory(subject, record)
+            async for card in connection.cursor(
+                "SELECT * FROM profiles WHERE scope = $1 ORDER BY version", scope, prefetch=_PREFETCH
+            ):
+                yield {
+                    "type": "profile",
+                    "version": card["version"],
+                    "text": cipher.open(card["text"], profile_place(scope, card["version"])).decode(),
+                    "sources": [f"{subject.user_name()}/memories/{fact}" for fact in card["fact_ids"]],
+                    "create_time": _time(card["created_at"]),
+                }
             async for session in connection.cursor(
                 "SELECT * FROM sessions WHERE scope = $1 ORDER BY session_pk", scope, prefetch=_PREFETCH
             ):

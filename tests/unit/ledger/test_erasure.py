@@ -12,8 +12,10 @@ import pytest
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger, ErasureLog
 from personae_runtime.ledger.vault import ErasureInProgress, Scope
 from personae_runtime.memory.edge import EdgeMemoryIndex
+from personae_runtime.memory.facts import Statement
+from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.store import FactDetail, MemoryRecord, MemorySource, Span
+from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.unit.ledger.conftest import ONCE, NewOwner, Owner
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -44,16 +46,18 @@ def memory(scope: str, text: str, **changed: object) -> MemoryRecord:
     return MemoryRecord(uuid4(), scope, text, "Ann", NOW, **fields)  # type: ignore[arg-type]
 
 
-def fact(scope: str, text: str, *sources: MemoryRecord) -> MemoryRecord:
-    detail = FactDetail("user", "says", text, spans=tuple(Span(one.memory_id, 0, 1) for one in sources))
-    return memory(
-        scope,
-        text,
-        thread="",
-        source=MemorySource.EXTRACTION,
-        fact=detail,
-        source_ids=tuple(one.memory_id for one in sources),
+def likes(*things: str) -> list[Statement]:
+    """A fact each, which rests on every memory that states it."""
+    return [Statement("likes", thing, ("likes", thing), 0, 1, NOW) for thing in things]
+
+
+async def facts_of(owner: Owner, *scopes: str) -> dict[tuple[str, int], MemoryRecord]:
+    """Facts by scope and number of sources."""
+    rows = await owner.database.fetch(
+        "SELECT memory_id FROM memories WHERE scope = ANY($1) AND kind = 'fact' AND forgotten_at IS NULL", list(scopes)
     )
+    found = await owner.memories.read([row["memory_id"] for row in rows])
+    return {(record.scope, len(record.source_ids)): record for record in found.values()}
 
 
 async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: NewOwner, tmp_path: Path) -> None:
@@ -72,10 +76,15 @@ async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: New
             scope = owner.vault.scope_key(Scope(name.tenant, name.persona, person))
             one = memory(scope, f"{person} rows.")
             other = memory(scope, f"{person} sails.", ordinal=2)
-            held[person] = [one, other, fact(scope, f"{person} rows and sails.", one, other), fact(scope, "rows", one)]
-            for record in held[person]:
-                await owner.memories.insert(connection, record)
-                kept[record.memory_id] = (scope, record.text)
+            held[person] = [one, other]
+            await owner.memories.insert(connection, one, statements=likes("boats", "rowing"))
+            await owner.memories.insert(connection, other, statements=likes("boats"))
+    scopes = {owner.vault.scope_key(Scope(name.tenant, name.persona, person)): person for person in people}
+    facts = await facts_of(owner, *scopes)
+    for scope, person in scopes.items():
+        # Of both memories, and of the first alone.
+        held[person] += [facts[scope, 2], facts[scope, 1]]
+        kept.update({record.memory_id: (scope, record.text) for record in held[person]})
     await indexer.catch_up()
     assert await index.count() == 4000
 
@@ -104,19 +113,35 @@ async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: New
     await index.close()
 
 
-async def test_facts_lose_the_support_of_words_that_were_replaced(new_owner: NewOwner) -> None:
+async def test_facts_lose_the_support_of_words_that_were_replaced_and_rest_on_the_new(new_owner: NewOwner) -> None:
     owner = await new_owner()
     scope = (await owner.vault.cipher(Scope("acme", "nadia", "ann"))).scope
     one, other = memory(scope, "I row."), memory(scope, "I sail.", ordinal=2)
-    alone, both = fact(scope, "rows", one), fact(scope, "rows and sails", one, other)
-    above = fact(scope, "is strong", alone)
-    for record in (one, other, alone, both, above):
-        await owner.memories.create(record, "acme", ONCE)
-    await owner.memories.update(scope, one.memory_id, {"text": "I swim."}, version="", tenant="acme", mutation=ONCE)
-    left = await owner.memories.read([record.memory_id for record in (one, other, alone, both, above)])
-    assert set(left) == {one.memory_id, other.memory_id, both.memory_id}
-    assert left[both.memory_id].source_ids == (other.memory_id,)
-    assert [span.memory_id for span in left[both.memory_id].fact.spans] == [other.memory_id]  # type: ignore[union-attr]
+    await owner.memories.create(one, "acme", ONCE, likes("boats", "rowing"))
+    await owner.memories.create(other, "acme", ONCE, likes("boats"))
+    before = await facts_of(owner, scope)
+
+    async def update(**changes: object) -> set[tuple[str, frozenset[UUID]]]:
+        await owner.memories.update(
+            scope,
+            one.memory_id,
+            changes,
+            version="",
+            tenant="acme",
+            mutation=ONCE,
+            states=lambda record: likes("swimming") if "swim" in record.text else likes("boats", "rowing"),
+        )
+        rows = await owner.memories.list_memories(scope, before=None, limit=10, kind=PointKind.FACT)
+        return {(row.fact.value, frozenset(row.source_ids)) for row in rows if row.fact is not None}
+
+    boats, alone = ("boats", frozenset({other.memory_id})), frozenset({one.memory_id})
+    assert await update(text="I swim.") == {boats, ("swimming", alone)}
+    left = (await owner.memories.read([before[scope, 2].memory_id]))[before[scope, 2].memory_id]
+    assert left.fact is not None
+    assert [span.memory_id for span in left.fact.spans] == [other.memory_id]
+    # What may not be used supports nothing, until it may be again.
+    assert await update(restricted=True) == {boats}
+    assert await update(restricted=False) == {boats, ("swimming", alone)}
 
 
 async def test_an_erasure_that_leaves_something_is_not_proved_and_is_tried_again(

@@ -55,6 +55,10 @@ class Memories:
         request = pb.MemoryServiceExplainRequest(parent=parent, query=query, page_size=page_size)
         return await self._transport.unary(self._stub.Explain, request)
 
+    async def profile(self, user: str) -> pb.Profile:
+        """The card of what is known of a user, as it stands in a new session's prompts; `user` is a full name."""
+        return await self._transport.unary(self._stub.GetProfile, pb.GetProfileRequest(name=f"{user}/profile"))
+
     async def create(self, parent: str, memory: pb.Memory, *, request_id: str | None = None) -> pb.Memory:
         """Store one memory; it is durable on return and searchable soon after."""
         request = pb.CreateMemoryRequest(parent=parent, memory=memory, request_id=request_id or new_request_id())
