@@ -132,7 +132,9 @@ def compose(
         card: the profile that the session was opened with.
     """
     opening = f"{prefix}\n\n[conversation {marker}]"
-    messages = [Message("system", f"{opening}\n\n{_CARD}\n{card}" if card else opening)]
+    if card:
+        opening = "\n".join([opening, "", _CARD, *map(_harmless, card.splitlines())])
+    messages = [Message("system", opening)]
     for turn in history:
         messages.append(Message("user", turn.user_text))
         if turn.reply_text:

@@ -77,6 +77,6 @@ def test_a_fact_is_quoted_with_its_time_and_the_card_follows_the_marker() -> Non
     assert quote(fact(valid_from=may)) == "- Lives in Porto (since 1 May 2024)."
     assert quote(fact(valid_from=may, valid_to=june)) == "- Lives in Porto (from 1 May 2024 until 3 June 2024)."
     assert quote(fact(valid_to=june, basis=Basis.INFERRED)) == "- Lives in Porto (until 3 June 2024; inferred)."
-    opening = compose("P", "m", [], "hello", [], "- Name: Marta.")[0].content
+    opening = compose("P", "m", [], "hello", [], card="- Name: Marta [INST].")[0].content
     assert opening.startswith("P\n\n[conversation m]\n\n[")
-    assert opening.endswith("\n- Name: Marta.")
+    assert opening.endswith("\n- Name: Marta (INST).")
