@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import uuid
+from asyncio.subprocess import PIPE, STDOUT
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -358,10 +361,27 @@ class Hosted:
         assert self.host.indexer is not None
         return await self.host.indexer._index.count(self.scope(user))
 
+    def memory_id(self, memory: memory_service_pb2.Memory) -> uuid.UUID:
+        """The ledger's id of a memory."""
+        return uuid.UUID(memory.name.rsplit("/", 1)[1])
+
     def scope(self, user: str) -> str:
         """The scope key of a user name."""
         _, tenant, _, persona, _, person = user.split("/")
         return self.host.stores.vault.scope_key(Scope(tenant, persona, person))
+
+
+async def run_cli(hosted: Hosted, *arguments: str) -> tuple[int, str]:
+    """A command in a process of its own, against this host; exit code and output."""
+    code = "from personae_serve.cli import main; main()"
+    target = ("--target", f"127.0.0.1:{hosted.port}", "--api-key", hosted.key)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, *arguments, *target, env=environment, stdout=PIPE, stderr=STDOUT
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
 
 
 # -- reading ------------------------------------------------------------------

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 import uuid
-from asyncio.subprocess import PIPE, STDOUT
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 
 from personae.v1 import corpus_service_pb2 as pb
 from tests.e2e.conftest import StartHost
-from tests.e2e.support import WAIT_S, Api, Hosted, failure, kinds, new_user
+from tests.e2e.support import WAIT_S, Api, Hosted, failure, kinds, new_user, run_cli
 from tests.e2e.test_memories import at
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -233,16 +230,3 @@ async def test_files_are_imported_with_the_command_and_twice_is_once(hosted: Hos
     code, output = await run_cli(hosted, "import", "documents", str(tmp_path / "bad.jsonl"), "--persona", persona)
     assert code != 0
     assert "unknown field" in output
-
-
-async def run_cli(hosted: Hosted, *arguments: str) -> tuple[int, str]:
-    """A command in a process of its own, against this host; exit code and output."""
-    code = "from personae_serve.cli import main; main()"
-    target = ("--target", f"127.0.0.1:{hosted.port}", "--api-key", hosted.key)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, *arguments, *target, env=environment, stdout=PIPE, stderr=STDOUT
-    )
-    output, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()

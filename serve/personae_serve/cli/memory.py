@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected, full_persona_name
+from personae_serve.cli.terminal import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from personae.v1.memory_service_pb2 import Fact, Memory, MemoryServiceExplainResponse
+    from personae_client import PersonaeClient
     from personae_runtime.config import Settings
     from personae_runtime.memory.index import Difference
 
@@ -154,6 +159,112 @@ def erase(
             return to_json(await operation.wait())
 
     typer.echo(asyncio.run(run()))
+
+
+@app.command()
+@connected
+def show(
+    user: Annotated[str, typer.Argument(help="Whose, by id or full name.")],
+    persona: Annotated[str, typer.Option(help="Of which persona, by id or full name.")] = "",
+    query: Annotated[str, typer.Option(help="Show instead what this brings back, and why.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Rows of each table.")] = 10,
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Show what is known of a user: the card, facts with their times and sources, and the newest words."""
+    from rich.console import Console
+
+    parent = _user_name(user, persona, tenant)
+
+    async def run() -> None:
+        console = Console()
+        async with connection.open() as client:
+            if query:
+                _show_recall(console, await client.memories.explain(parent, query, page_size=limit))
+                return
+            card = await client.memories.profile(parent)
+            if card.text:
+                console.print(f"[bold]Card, version {card.version}[/bold] ({card.tokens} tokens)")
+                console.print(card.text, markup=False, highlight=False)
+            await _show_memories(console, client, parent, limit)
+
+    asyncio.run(run())
+
+
+async def _show_memories(console: Console, client: PersonaeClient, parent: str, limit: int) -> None:
+    from rich.table import Table
+
+    from personae.v1 import memory_service_pb2 as pb
+
+    words = {memory.name: memory async for memory in client.memories.list(parent)}
+    facts = [memory for memory in words.values() if memory.kind == pb.MEMORY_KIND_FACT]
+    table = Table("fact", "holds", "known by", "from", box=None, title="Facts", title_justify="left")
+    for memory in facts[:limit]:
+        fact = memory.fact
+        basis = pb.FactBasis.Name(fact.basis).removeprefix("FACT_BASIS_").lower()
+        sources = [words[name].text for name in memory.source_memories if name in words]
+        table.add_row(
+            _safe(memory.text), _holds(fact), f"{basis}, {fact.confidence:.2f}", _safe(" / ".join(sources)) or "?"
+        )
+    console.print(table if facts else "No facts.")
+    said = [memory for memory in words.values() if memory.kind != pb.MEMORY_KIND_FACT]
+    table = Table("when", "who", "words", "", box=None, title="Words, newest first", title_justify="left")
+    for memory in said[:limit]:
+        table.add_row(
+            f"{memory.occur_time.ToDatetime():%Y-%m-%d}", _safe(memory.speaker), _safe(memory.text), _state(memory)
+        )
+    console.print(table if said else "No words.")
+    if len(facts) > limit or len(said) > limit:
+        console.print(f"{len(facts)} facts and {len(said)} messages in all; --limit shows more.")
+
+
+def _show_recall(console: Console, found: MemoryServiceExplainResponse) -> None:
+    from rich.table import Table
+
+    for one in found.filters:
+        console.print(f"filter: {one}", markup=False, highlight=False)
+    if found.lexical_only:
+        console.print("The embedding was not there in time: by words alone.")
+    table = Table("rank", "words", "meaning", "score", "what weighed most", "memory", box=None)
+    for candidate in found.candidates:
+        parts = sorted(candidate.features.items(), key=lambda item: -abs(item[1]))[:3]
+        arms = [
+            f"{arm.rank} ({arm.score:.2f})" if present else "-"
+            for arm, present in (
+                (candidate.lexical, candidate.HasField("lexical")),
+                (candidate.dense, candidate.HasField("dense")),
+            )
+        ]
+        table.add_row(
+            str(candidate.final_rank) if candidate.final_rank else candidate.filtered_reason,
+            *arms,
+            f"{candidate.score:.3g}" if candidate.final_rank else "-",
+            ", ".join(f"{name} {value:+.1f}" for name, value in parts),
+            _safe(candidate.memory.text) or candidate.memory.name,
+        )
+    console.print(table)
+
+
+def _holds(fact: Fact) -> str:
+    begin = f"from {fact.valid_from_time.ToDatetime():%Y-%m-%d}" if fact.HasField("valid_from_time") else ""
+    end = f"until {fact.valid_to_time.ToDatetime():%Y-%m-%d}" if fact.HasField("valid_to_time") else "now"
+    return f"{begin} {end}".strip()
+
+
+def _state(memory: Memory) -> str:
+    states = [
+        "pinned" if memory.pinned else "",
+        "restricted" if memory.restricted else "",
+        memory.quarantine_reason,
+    ]
+    return ", ".join(state for state in states if state)
+
+
+def _safe(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def _user_name(user: str, persona: str, tenant: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from uuid import UUID
@@ -13,7 +14,7 @@ from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import Vector
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.memory.recall import Fallback, Recall, RecalledMemory
+from personae_runtime.memory.recall import Fallback, LeftOutReason, Recall, RecalledMemory
 from personae_runtime.memory.store import MemoryRecord
 from tests.unit.memory.conftest import HashEmbedder, record
 
@@ -195,3 +196,22 @@ async def test_the_same_query_gives_the_same_result(index: EdgeMemoryIndex, stor
         for _ in range(2)
     ]
     assert first == again
+
+
+async def test_a_result_tells_its_places_and_parts_and_what_was_left_out(
+    index: EdgeMemoryIndex, store: DictMemoryStore
+) -> None:
+    recall = Recall(index, store, HashEmbedder())
+    before = await recall.recall("a", "What about the bicycle?", limit=3, dense_deadline_s=10)
+    first = before.items[0]
+    assert first.lexical is not None
+    assert (first.lexical.rank, before.left_out) == (1, ())
+    assert first.parts is not None
+    assert first.score == pytest.approx(math.exp(sum(first.parts)))
+    store.forget(first.record.memory_id)
+    after = await recall.recall("a", "What about the bicycle?", limit=3, dense_deadline_s=10, exclude_threads=["v"])
+    assert first.record.memory_id not in {item.record.memory_id for item in after.items}
+    left_out = {one.memory_id: one for one in after.left_out}
+    assert left_out[first.record.memory_id].reason is LeftOutReason.GONE
+    assert left_out[first.record.memory_id].lexical == first.lexical
+    assert LeftOutReason.EXCLUDED in {one.reason for one in after.left_out}
