@@ -226,7 +226,7 @@ class MemoryLedger(ChangeFeed):
                     await self.facts.changed(connection, scope, [memory_id])
                 elif _supports(new) != _supports(old):
                     await self.drop_support(connection, scope, [memory_id])
-                    if not new.restricted:
+                    if not new.restricted and not new.quarantine_reason:
                         await self.facts.add(connection, new, states(new))
                 return str(memory_id)
 
@@ -236,14 +236,21 @@ class MemoryLedger(ChangeFeed):
     async def quarantine(self, memory_id: UUID, reason: str) -> None:
         """Keep a memory from every prompt until its words are others; the first reason code stays."""
         async with self._database.transaction() as connection:
-            scope = await connection.fetchval(
+            scope = await connection.fetchval("SELECT scope FROM memories WHERE memory_id = $1", memory_id)
+            if scope is None:
+                return
+            await self.facts.lock(connection, scope)
+            kind = await connection.fetchval(
                 f"UPDATE memories SET quarantine_reason = $2, {_CHANGED}"
-                " WHERE memory_id = $1 AND quarantine_reason = '' AND forgotten_at IS NULL RETURNING scope",
+                " WHERE memory_id = $1 AND quarantine_reason = '' AND forgotten_at IS NULL RETURNING kind",
                 memory_id,
                 reason,
             )
-            if scope is not None:
+            if kind == PointKind.FACT:
                 await self.facts.changed(connection, scope, [memory_id])
+            elif kind is not None:
+                # What may not stand in a prompt states nothing either.
+                await self.drop_support(connection, scope, [memory_id])
 
     async def forget(self, scope: str, memory_id: UUID) -> bool:
         """Erase the words and what rests on them alone, and leave tombstones in the feed; False if it was done before.
@@ -423,7 +430,10 @@ class MemoryLedger(ChangeFeed):
 
 def _supports(record: MemoryRecord) -> tuple[object, ...]:
     """What the facts that a memory states depend on."""
-    return record.text, record.speaker, record.occurred_at, record.expires_at, record.restricted
+    return (
+        *(record.text, record.speaker, record.occurred_at, record.expires_at),
+        *(record.restricted, record.quarantine_reason),
+    )
 
 
 def _detail(fact: FactDetail) -> bytes:

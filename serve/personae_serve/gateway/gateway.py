@@ -267,7 +267,7 @@ class Gateway:
                 self._engines.default,
                 stores.memories,
                 lambda text, context: not policy.check_memory(text, context).action.stops,
-                on_written=memory.indexing.notify,
+                on_written=lambda: memory.indexing.notify(),
                 batch=settings.memory.extraction.batch,
                 poll_s=settings.memory.extraction.poll_s,
             )

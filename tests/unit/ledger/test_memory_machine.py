@@ -1,8 +1,8 @@
 """Whatever happens, and in whatever order: nothing that expired, was revoked, restricted or erased is recalled.
 
-A state machine over the real ledger and the real index: writes, facts, expiry,
-rectification, restriction, quarantine, consent, forgetting, erasure, crashes and
-reindexing, with a model that says what may be recalled.
+A state machine over the real ledger and the real index, embedded and on a server:
+writes, facts, expiry, rectification, restriction, quarantine, consent, forgetting,
+sweeps, erasure, crashes and reindexing, with a model that says what may be recalled.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import itertools
 import shutil
 import tempfile
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -34,22 +35,31 @@ from hypothesis.stateful import (
 )
 from sqlalchemy.engine import make_url
 
+from personae_runtime.config import QdrantSettings
+from personae_runtime.errors import NotFound
 from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger, ErasureLog
-from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.memories import MemoryLedger, Retention
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.vault import ErasureInProgress, Scope, Vault
 from personae_runtime.memory.edge import EdgeMemoryIndex
+from personae_runtime.memory.facts import Statement
+from personae_runtime.memory.index import MemoryIndex, PointKind
 from personae_runtime.memory.indexer import Indexer
+from personae_runtime.memory.qdrant import QdrantMemoryIndex
+from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Recall
-from personae_runtime.memory.store import FactDetail, MemoryRecord, MemorySource
+from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
 from tests.unit.ledger.conftest import ONCE
 
 T = TypeVar("T")
 USERS = ("ann", "bob")
 PERSONA = Name("acme", "nadia")
+TOPICS = ("", "boats", "trains")
+
+MakeIndex = Callable[[Path], Awaitable[MemoryIndex]]
 
 
 @dataclass
@@ -58,7 +68,10 @@ class Kept:
 
     user: str
     word: str
-    sources: set[UUID] = field(default_factory=set)
+    topic: str
+    """What it states a liking of, "" for nothing."""
+    stated: bool = True
+    """False once that was taken away: the fact was forgotten, or the words may not be used."""
     expired: bool = False
     restricted: bool = False
     quarantined: bool = False
@@ -66,6 +79,18 @@ class Kept:
     @property
     def live(self) -> bool:
         return not (self.expired or self.restricted or self.quarantined)
+
+    @property
+    def text(self) -> str:
+        return f"{self.word} it is, of {self.topic or 'nothing'}."
+
+
+def states(record: MemoryRecord) -> list[Statement]:
+    """What a text says, by its last word."""
+    topic = record.text.rstrip(".").rsplit(" ", 1)[1]
+    if topic == "nothing":
+        return []
+    return [Statement("likes", topic, ("likes", topic), 0, 1, record.occurred_at)]
 
 
 class Crash(Exception):
@@ -76,6 +101,7 @@ class Memories(RuleBasedStateMachine):
     """See the module."""
 
     dsn = ""
+    make_index: MakeIndex
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,8 +127,7 @@ class Memories(RuleBasedStateMachine):
         self.vault = Vault(bytes(32), self.database)
         self.memories = MemoryLedger(self.database, self.vault)
         self.consents = ConsentLedger(self.database)
-        self.index = EdgeMemoryIndex(self.folder / "index")
-        await self.index.open()
+        self.index = await type(self).make_index(self.folder / "index")
         self.indexer = Indexer(
             self.index, self.memories, None, batch=3, on_erase=lambda scope: self.vault.drop((scope,))
         )
@@ -121,7 +146,7 @@ class Memories(RuleBasedStateMachine):
         return 0
 
     async def _empty(self) -> None:
-        for table in ("memories", "operations", "erasures", "consents", "index_cursors", "scopes"):
+        for table in ("memories", "profiles", "operations", "erasures", "consents", "index_cursors", "scopes"):
             await self.database.execute(f"DELETE FROM {table}")
 
     async def _close(self) -> None:
@@ -137,9 +162,8 @@ class Memories(RuleBasedStateMachine):
     def scope(self, user: str) -> str:
         return self.vault.scope_key(Scope(PERSONA.tenant, PERSONA.persona, user))
 
-    def some(self, data: st.DataObject, *, episodes: bool = False) -> UUID:
-        ids = [one for one, kept in self.kept.items() if not (episodes and kept.sources)]
-        return data.draw(st.sampled_from(ids or list(self.kept)))
+    def some(self, data: st.DataObject) -> UUID:
+        return data.draw(st.sampled_from(list(self.kept)))
 
     def new_word(self) -> str:
         self.words.append(f"word{next(self.numbers)}")
@@ -147,70 +171,51 @@ class Memories(RuleBasedStateMachine):
 
     # -- writes --------------------------------------------------------------
 
-    def _store(self, user: str, word: str, sources: set[UUID]) -> None:
+    @rule(user=st.sampled_from(USERS), topic=st.sampled_from(TOPICS))
+    def write(self, user: str, topic: str) -> None:
         now = datetime.now(UTC)
+        kept = Kept(user, self.new_word(), topic)
         record = MemoryRecord(
-            uuid4(),
-            self.scope(user),
-            f"{word} it is.",
-            "Ann",
-            now,
-            "" if sources else "t",
-            next(self.numbers),
-            MemorySource.EXTRACTION if sources else MemorySource.API,
-            now,
-            fact=FactDetail("user", "says", word) if sources else None,
-            source_ids=tuple(sources),
+            uuid4(), self.scope(user), kept.text, "Ann", now, "t", next(self.numbers), MemorySource.API, now
         )
         try:
-            self.do(self.memories.create(record, PERSONA.tenant, ONCE))
+            self.do(self.memories.create(record, PERSONA.tenant, ONCE, states(record)))
         except ErasureInProgress:
             assert user in self.held
         else:
             assert user not in self.held
-            self.kept[record.memory_id] = Kept(user, word, sources)
-
-    @rule(user=st.sampled_from(USERS))
-    def write(self, user: str) -> None:
-        self._store(user, self.new_word(), set())
+            self.kept[record.memory_id] = kept
 
     @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def write_fact(self, data: st.DataObject) -> None:
-        first = self.some(data)
-        user = self.kept[first].user
-        mine = [one for one, kept in self.kept.items() if kept.user == user]
-        others = data.draw(st.sets(st.sampled_from(mine), max_size=1))
-        self._store(user, self.new_word(), {first, *others})
-
-    @precondition(lambda self: self.kept)
-    @rule(data=st.data())
-    def rectify(self, data: st.DataObject) -> None:
-        memory_id = self.some(data, episodes=True)
+    @rule(data=st.data(), topic=st.sampled_from(TOPICS))
+    def rectify(self, data: st.DataObject, topic: str) -> None:
+        memory_id = self.some(data)
         kept = self.kept[memory_id]
-        if kept.sources or kept.expired:
-            return
-        kept.word, kept.quarantined = self.new_word(), False
-        self._update(memory_id, text=f"{kept.word} it is.")
-        self._drop({memory_id}, gone=False)
+        if not kept.expired:
+            kept.word, kept.topic, kept.quarantined, kept.stated = self.new_word(), topic, False, not kept.restricted
+            self._update(memory_id, text=kept.text)
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data(), restricted=st.booleans())
     def restrict(self, data: st.DataObject, restricted: bool) -> None:
         memory_id = self.some(data)
-        if not self.kept[memory_id].expired:
-            self.kept[memory_id].restricted = restricted
+        kept = self.kept[memory_id]
+        if not kept.expired:
+            if kept.restricted is not restricted:
+                kept.stated = not restricted and not kept.quarantined
+            kept.restricted = restricted
             self._update(memory_id, restricted=restricted)
 
     def _update(self, memory_id: UUID, **changes: Any) -> None:
         scope = self.scope(self.kept[memory_id].user)
-        self.do(self.memories.update(scope, memory_id, changes, version="", tenant=PERSONA.tenant, mutation=ONCE))
+        told = {"version": "", "tenant": PERSONA.tenant, "mutation": ONCE}
+        self.do(self.memories.update(scope, memory_id, changes, **told, states=states))
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def quarantine(self, data: st.DataObject) -> None:
         memory_id = self.some(data)
-        self.kept[memory_id].quarantined = True
+        self.kept[memory_id].quarantined, self.kept[memory_id].stated = True, False
         self.do(self.memories.quarantine(memory_id, "INJECTION_IN_MEMORY"))
 
     @precondition(lambda self: self.kept)
@@ -218,9 +223,17 @@ class Memories(RuleBasedStateMachine):
     def expire(self, data: st.DataObject) -> None:
         """Its time passes; the index learns of it late, or never."""
         memory_id = self.some(data)
-        self.kept[memory_id].expired = True
-        query = "UPDATE memories SET expires_at = now() - interval '1 second' WHERE memory_id = $1"
-        self.do(self.database.execute(query, memory_id))
+        if not self.kept[memory_id].expired:
+            self.kept[memory_id].expired = True
+            # What is written is not there to be returned.
+            with suppress(NotFound):
+                self._update(memory_id, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+
+    @rule()
+    def sweep(self) -> None:
+        """What has expired is forgotten, and nothing else."""
+        self.do(self.memories.sweep(Retention()))
+        self.kept = {memory_id: kept for memory_id, kept in self.kept.items() if not kept.expired}
 
     @rule(user=st.sampled_from(USERS), granted=st.booleans())
     def change_consent(self, user: str, granted: bool) -> None:
@@ -231,26 +244,23 @@ class Memories(RuleBasedStateMachine):
 
     # -- ends ----------------------------------------------------------------
 
-    def _drop(self, gone_ids: set[UUID], *, gone: bool = True) -> None:
-        """In the model: these memories are gone, or their words, with what rested on them alone."""
-        while gone_ids:
-            lost = set()
-            for memory_id, kept in self.kept.items():
-                if kept.sources & gone_ids:
-                    kept.sources -= gone_ids
-                    if not kept.sources:
-                        lost.add(memory_id)
-            if gone:
-                for memory_id in gone_ids:
-                    self.kept.pop(memory_id, None)
-            gone, gone_ids = True, lost
-
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         memory_id = self.some(data)
         self.do(self.memories.forget(self.scope(self.kept[memory_id].user), memory_id))
-        self._drop({memory_id})
+        del self.kept[memory_id]
+
+    @rule(user=st.sampled_from(USERS), topic=st.sampled_from(TOPICS[1:]))
+    def forget_fact(self, user: str, topic: str) -> None:
+        """It goes with all that supports it; the words stay."""
+        scope = self.scope(user)
+        for record in self.do(self.memories.list_memories(scope, before=None, limit=100, kind=PointKind.FACT)):
+            if record.fact is not None and record.fact.value == topic:
+                self.do(self.memories.forget(scope, record.memory_id))
+                for kept in self.kept.values():
+                    if kept.user == user and kept.topic == topic:
+                        kept.stated = False
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data(), crash=st.sampled_from(["", "erase_rows", "remaining", "finish"]))
@@ -258,7 +268,7 @@ class Memories(RuleBasedStateMachine):
         memory_id = self.some(data)
         user = self.kept[memory_id].user
         self._erase(user, [memory_id], crash)
-        self._drop({memory_id})
+        del self.kept[memory_id]
 
     @rule(user=st.sampled_from(USERS), crash=st.sampled_from(["", "erase_rows", "remaining", "finish"]))
     def erase_all(self, user: str, crash: str) -> None:
@@ -330,30 +340,35 @@ class Memories(RuleBasedStateMachine):
 
     # -- what must hold ------------------------------------------------------
 
-    def _recalled(self, user: str) -> dict[UUID, str]:
-        async def recall() -> dict[UUID, str]:
+    def _recalled(self, user: str) -> set[tuple[UUID | None, str]]:
+        async def recall() -> set[tuple[UUID | None, str]]:
             # As a turn does it.
             if not await self.consents.may_remember(Name(PERSONA.tenant, PERSONA.persona, user)):
-                return {}
-            found = await self.recall.recall(
-                self.scope(user), " ".join(self.words) or "nothing", limit=100, dense_deadline_s=0
-            )
-            return {item.record.memory_id: item.record.text for item in found.items}
+                return set()
+            query = " ".join([*self.words, *TOPICS[1:], "nothing"])
+            found = await self.recall.recall(self.scope(user), query, limit=100, dense_deadline_s=0, fact_limit=100)
+            assert all(item.record.fact is None for item in found.items)
+            return {
+                *((item.record.memory_id, item.record.text) for item in found.items),
+                *((None, item.record.text) for item in found.facts),
+            }
 
         return self.do(recall())
 
-    def _allowed(self, user: str) -> dict[UUID, str]:
+    def _allowed(self, user: str) -> set[tuple[UUID | None, str]]:
         if not self.consent[user]:
-            return {}
+            return set()
+        live = {memory_id: kept for memory_id, kept in self.kept.items() if kept.user == user and kept.live}
         return {
-            memory_id: f"{kept.word} it is." for memory_id, kept in self.kept.items() if kept.user == user and kept.live
+            *((memory_id, kept.text) for memory_id, kept in live.items()),
+            *((None, f"Likes {kept.topic}.") for kept in live.values() if kept.topic and kept.stated),
         }
 
     @invariant()
     def nothing_is_recalled_that_may_not_be(self) -> None:
         if hasattr(self, "index"):
             for user in USERS:
-                assert self._recalled(user).items() <= self._allowed(user).items()
+                assert self._recalled(user) <= self._allowed(user)
 
     @rule()
     def all_that_may_be_is_recalled_once_it_is_indexed(self) -> None:
@@ -362,7 +377,37 @@ class Memories(RuleBasedStateMachine):
             assert self._recalled(user) == self._allowed(user)
 
 
-def test_nothing_expired_revoked_or_erased_is_ever_recalled(server_dsn: str) -> None:
+def edge(_: pytest.FixtureRequest) -> MakeIndex:
+    async def opened(directory: Path) -> MemoryIndex:
+        index = EdgeMemoryIndex(directory)
+        await index.open()
+        return index
+
+    return opened
+
+
+def qdrant(request: pytest.FixtureRequest) -> MakeIndex:
+    server = request.getfixturevalue("qdrant_server")
+
+    async def opened(directory: Path) -> MemoryIndex:
+        collection = f"m{blake2b(str(directory).encode(), digest_size=8).hexdigest()}"
+        given = QdrantSettings(url=server.url, collection=collection, timeout_s=30, search_timeout_s=30)
+        async with ServerLayout(given) as layout:
+            await layout.init()
+        index = QdrantMemoryIndex(given)
+        await index.open()
+        return index
+
+    return opened
+
+
+@pytest.mark.parametrize(("backend", "examples"), [(edge, 12), (qdrant, 4)], ids=["edge", "qdrant"])
+def test_nothing_expired_revoked_or_erased_is_ever_recalled(
+    request: pytest.FixtureRequest,
+    server_dsn: str,
+    backend: Callable[[pytest.FixtureRequest], MakeIndex],
+    examples: int,
+) -> None:
     name = f"machine_{uuid.uuid4().hex}"
 
     async def prepare() -> str:
@@ -380,10 +425,11 @@ def test_nothing_expired_revoked_or_erased_is_ever_recalled(server_dsn: str) -> 
         return dsn
 
     Memories.dsn = asyncio.run(prepare())
+    Memories.make_index = staticmethod(backend(request))
     run_state_machine_as_test(
         Memories,
         settings=settings(
-            max_examples=12,
+            max_examples=examples,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),
