@@ -95,6 +95,7 @@ class EmbeddedHost:
         self.engine: Engine
         self.gateway: Gateway
         self.indexer: Indexer | None = None
+        self.passage_indexer: Indexer | None = None
         self.development_key = ""
         self.development_key_is_new = False
 
@@ -140,7 +141,7 @@ class EmbeddedHost:
 
         self.indexer = None
         if memory is not None:
-            self.indexer = memory.indexer
+            self.indexer, self.passage_indexer = memory.indexer, memory.passage_indexer
             indexing = [
                 asyncio.create_task(indexer.run(self._stopping), name="indexer")
                 for indexer in (memory.indexer, memory.passage_indexer)

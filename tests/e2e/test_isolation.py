@@ -20,6 +20,7 @@ from google.protobuf import descriptor_pool, duration_pb2, field_mask_pb2, messa
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per
 from personae.v1 import policy_service_pb2 as pol
@@ -43,6 +44,7 @@ class Subject:
     session: str
     memory: str
     operation: str
+    document: str
     turn: str = "t1"
 
     @property
@@ -90,6 +92,12 @@ def requests(s: Subject) -> dict[str, Message]:
         "MemoryService/Explain": mem.MemoryServiceExplainRequest(parent=s.user, query=ASKED),
         "MemoryService/GetProfile": mem.GetProfileRequest(name=f"{s.user}/profile"),
         "MemoryService/ExportMemories": mem.ExportMemoriesRequest(parent=s.user),
+        "CorpusService/CreateDocument": cor.CreateDocumentRequest(
+            parent=s.persona, document=cor.Document(text="I true every wheel twice.")
+        ),
+        "CorpusService/GetDocument": cor.GetDocumentRequest(name=s.document),
+        "CorpusService/ListDocuments": cor.ListDocumentsRequest(parent=s.persona),
+        "CorpusService/SearchPassages": cor.SearchPassagesRequest(parent=s.persona, query=ASKED),
         "PolicyService/Classify": pol.ClassifyRequest(
             parent=s.tenant, text=ASKED, stage=1, persona_type=per.PERSONA_TYPE_ASSISTANT
         ),
@@ -101,6 +109,7 @@ def requests(s: Subject) -> dict[str, Message]:
         "Operations/CancelOperation": ops.CancelOperationRequest(**operation),
         # Those that take something away come last.
         "Operations/DeleteOperation": ops.DeleteOperationRequest(**operation),
+        "CorpusService/DeleteDocument": cor.DeleteDocumentRequest(name=s.document),
         "MemoryService/ForgetMemory": mem.ForgetMemoryRequest(name=s.memory),
         "MemoryService/EraseMemories": mem.EraseMemoriesRequest(parent=s.user, memories=[s.memory]),
         "SessionService/CloseSession": ses.CloseSessionRequest(name=s.session),
@@ -143,7 +152,7 @@ async def answer(api: Api, name: str, request: Message) -> tuple[bytes, grpc.Sta
     return b"\n".join(came), code
 
 
-async def subject_of(api: Api, persona: str, person: str, canary: str, hosted: Hosted) -> Subject:
+async def subject_of(api: Api, persona: str, person: str, canary: str, hosted: Hosted, document: str) -> Subject:
     """A person with their word in every kind of text."""
     user = f"{persona}/users/{person}"
     consent = pol.ConsentEvent(
@@ -151,13 +160,25 @@ async def subject_of(api: Api, persona: str, person: str, canary: str, hosted: H
     )
     await api.consents.RecordConsent(pol.RecordConsentRequest(consent_event=consent))
     memory = await api.remember(user, f"My green bicycle is called {canary}.", thread=canary, external_id=canary)
+    await api.memories.CreateMemory(
+        mem.CreateMemoryRequest(parent=user, memory=mem.Memory(text=f"I love {canary}.", speaker=person))
+    )
     session = await api.session(persona, user)
     hosted.engine.will_say(f"So your green bicycle is called {canary}. ", "A fine name.")
     await api.say(session, f"My green bicycle is called {canary}.", "t1")
     erased = await api.remember(user, f"{canary} was a mistake.")
     begun = await api.memories.EraseMemories(mem.EraseMemoriesRequest(parent=user, memories=[erased.name]))
     await api.proof(begun.name)
-    return Subject(persona, user, session, memory.name, begun.name)
+    return Subject(persona, user, session, memory.name, begun.name, document)
+
+
+async def said(api: Api, persona: str, word: str) -> str:
+    """A document of the persona's own."""
+    text = f"My own green bicycle is called {word}."
+    made = await api.corpus.CreateDocument(
+        cor.CreateDocumentRequest(parent=persona, document=cor.Document(text=text, title=word, uri=f"https://x/{word}"))
+    )
+    return str(made.name)
 
 
 @dataclass(frozen=True)
@@ -177,15 +198,18 @@ async def world(hosted: Hosted) -> World:
     service, other = hosted.api, hosted.caller("key-of-another-tenant")
     persona = await service.persona()
     foreign = await other.persona(tenant="other", card=f"You are Nadia. {OTHER}")
+    document = await said(service, persona, "Kermit")
     made = World(
-        await subject_of(service, persona, "ann", ANN, hosted),
-        await subject_of(service, persona, "bob", BOB, hosted),
-        await subject_of(other, foreign, "bob", OTHER, hosted),
+        await subject_of(service, persona, "ann", ANN, hosted, document),
+        await subject_of(service, persona, "bob", BOB, hosted, document),
+        await subject_of(other, foreign, "bob", OTHER, hosted, await said(other, foreign, OTHER)),
         hosted.caller("key-of-ann"),
         service,
         other,
     )
     await hosted.indexed()
+    assert hosted.host.passage_indexer is not None
+    await hosted.host.passage_indexer.catch_up()
     hosted.engine.clear()
     return made
 
@@ -204,7 +228,7 @@ async def test_everybody_sees_their_own(world: World) -> None:
         seen = {
             name
             for name, request in requests(subject).items()
-            if name.split("/")[1].startswith(("Get", "List", "Search", "Export", "Attach"))
+            if name.split("/")[1].startswith(("Get", "List", "Search", "Explain", "Export", "Attach"))
             and canary.encode() in (await answer(api, name, request))[0]
         }
         assert seen >= {
@@ -213,9 +237,13 @@ async def test_everybody_sees_their_own(world: World) -> None:
             "MemoryService/ListMemories",
             "MemoryService/SearchMemories",
             "MemoryService/GetMemory",
+            "MemoryService/Explain",
+            "MemoryService/GetProfile",
             "MemoryService/ExportMemories",
             "ConsentService/ListConsentEvents",
         }
+        if api is world.as_other:
+            assert seen >= {f"CorpusService/{name}" for name in ("GetDocument", "ListDocuments", "SearchPassages")}
 
 
 async def quiet(hosted: Hosted, api: Api, subject: Subject, *others: str) -> None:
@@ -236,7 +264,10 @@ async def test_another_tenant_gets_nothing(hosted: Hosted, world: World) -> None
     moved = Subject(
         *(
             name.replace("tenants/demo", "tenants/other")
-            for name in (world.bob.persona, world.bob.user, world.bob.session, world.bob.memory, world.bob.operation)
+            for name in (
+                *(world.bob.persona, world.bob.user, world.bob.session, world.bob.memory, world.bob.operation),
+                world.bob.document,
+            )
         )
     )
     await quiet(hosted, world.as_other, moved, ANN, BOB)

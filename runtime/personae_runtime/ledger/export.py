@@ -81,7 +81,7 @@ class ExportLedger:
                     "type": "profile",
                     "version": card["version"],
                     "text": cipher.open(card["text"], profile_place(scope, card["version"])).decode(),
-                    "sources": [f"{subject.user_name()}/memories/{fact}" for fact in card["fact_ids"]],
+                    "source_memories": [f"{subject.user_name()}/memories/{fact}" for fact in card["fact_ids"]],
                     "create_time": _time(card["created_at"]),
                 }
             async for session in connection.cursor(
