@@ -116,6 +116,7 @@ class Admission:
         has_passages: the persona has said or written something that can be cited.
         profile_version: of the card that the session holds to; None if it has not chosen one.
         card: that card's text, sealed; None if it is gone or was empty from the first.
+        has_card: something is known of the person that a card could hold.
     """
 
     new: bool
@@ -131,6 +132,7 @@ class Admission:
     has_passages: bool
     profile_version: int | None = None
     card: bytes | None = None
+    has_card: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,7 +545,8 @@ class SessionLedger:
                 f"  WHERE scope = $3 AND ($4 OR thread <> $5) AND {LIVE}) AS has_memories,"
                 " EXISTS (SELECT FROM passages WHERE scope = $6 AND deleted_at IS NULL) AS has_passages,"
                 " (SELECT p.text FROM profiles p WHERE p.scope = $3 AND p.version = $7"
-                "  AND (p.expires_at IS NULL OR p.expires_at > now())) AS card"
+                "  AND (p.expires_at IS NULL OR p.expires_at > now())) AS card,"
+                " (SELECT profile_stale OR profile_version > 0 FROM scopes WHERE scope = $3) AS has_card"
                 " FROM (VALUES (1)) AS one LEFT JOIN turns t ON t.session_pk = $1 AND t.turn_id = $2",
                 session.session_pk,
                 turn_id,
@@ -621,6 +624,7 @@ class SessionLedger:
             has_passages=turn["has_passages"],
             profile_version=row["profile_version"],
             card=turn["card"],
+            has_card=turn["has_card"],
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:

@@ -535,7 +535,8 @@ class TurnRunner:
         if self._profiles is None or not turn.watch.standing.may_remember:
             return ""
         version, sealed = turn.admission.profile_version, turn.admission.card
-        if version == 0:
+        if version == 0 or (version is None and (turn.admission.turn_no > 1 or not turn.admission.has_card)):
+            # There was nothing to hold to when the session began, and it holds to that.
             return ""
         count = turn.persona.engine.count_tokens
         if version is None or sealed is None:
