@@ -59,7 +59,7 @@ types: $(CLUSTER) ## Types, strictly
 
 # Two halves side by side: each waits more than it computes.
 pytest: $(HF_MODEL)
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line pytest-engines pytest-rest
+	$(MAKE) --no-print-directory --jobs=2 pytest-engines pytest-rest
 
 pytest-engines: $(HF_MODEL)
 	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest $(ENGINES)
