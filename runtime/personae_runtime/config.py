@@ -138,8 +138,8 @@ class GatewaySettings(_Section):
     max_accept_wait_s: float = Field(
         0.5,
         gt=0,
-        description="Seconds that calls may wait to be accepted; while they have waited longer for a second, new turns"
-        " are refused.",
+        description="Seconds that calls may wait to be accepted, and turns to be admitted; while all have waited longer"
+        " for a second, new turns are refused.",
         examples=[0.5],
     )
     keepalive_time_s: float = Field(30.0, gt=0, description="Seconds between keepalive pings.", examples=[30])

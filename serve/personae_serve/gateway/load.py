@@ -18,6 +18,8 @@ WINDOW_S = 10.0
 STANDING_S = 1.0
 """Seconds for which calls must have waited too long before they are too many: a burst is not an overload."""
 PROBE_PERIOD_S = 0.25
+FEWEST_ADMISSIONS = 3
+"""Admissions in STANDING_S from which they say something of the process: one may have a reason of its own."""
 _MOST = 4096
 _log = structlog.get_logger(__name__)
 
@@ -29,10 +31,11 @@ class StreamLoad:
     sees them, so the wait is sampled (`AcceptProbe`). It counts as overload
     when it has stood above `max_wait_s` for STANDING_S, and until a sample is
     below: the rule of CoDel (RFC 8289), which lets bursts pass and ends
-    queues that stand.
+    queues that stand. So does the wait of those that were accepted, for the
+    ledger above all, if even the shortest of the last STANDING_S was above.
 
     Args:
-        max_wait_s: seconds that calls may wait to be accepted.
+        max_wait_s: seconds that calls may wait to be accepted, and then for their first event.
         clock: seconds, monotonic.
     """
 
@@ -79,10 +82,19 @@ class StreamLoad:
 
     def overloaded(self) -> bool:
         """Calls wait too long, and have for STANDING_S."""
-        since = self._above_since
+        now, since = self._clock(), self._above_since
         if since is None and self._probed is not None:
             since = self._probed + self._max_wait_s
-        return since is not None and self._clock() - since >= STANDING_S
+        if since is not None and now - since >= STANDING_S:
+            return True
+        count = 0
+        for at, seconds in reversed(self._admissions):
+            if at < now - STANDING_S:
+                break
+            if seconds <= self._max_wait_s:
+                return False
+            count += 1
+        return count >= FEWEST_ADMISSIONS
 
 
 class AcceptProbe:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personae_serve.gateway.load import PROBE_PERIOD_S, STANDING_S, WINDOW_S, StreamLoad
+from personae_serve.gateway.load import FEWEST_ADMISSIONS, PROBE_PERIOD_S, STANDING_S, WINDOW_S, StreamLoad
 
 MAX_WAIT_S = 0.5
 
@@ -78,6 +78,22 @@ def test_overload_is_exactly_a_run_of_long_waits(waits: list[float]) -> None:
         elif since is None:
             since = begun + MAX_WAIT_S
         assert load.overloaded() == (since is not None and clock.now - since >= STANDING_S)
+
+
+def test_a_ledger_that_all_wait_for_is_an_overload_until_one_need_not_or_nobody_comes(
+    load: StreamLoad, clock: Clock
+) -> None:
+    for _ in range(FEWEST_ADMISSIONS - 1):
+        load.admitted(MAX_WAIT_S + 1)
+    assert not load.overloaded()
+    load.admitted(MAX_WAIT_S + 1)
+    assert load.overloaded()
+    clock.now += STANDING_S + 0.01
+    assert not load.overloaded()
+    for _ in range(FEWEST_ADMISSIONS):
+        load.admitted(MAX_WAIT_S + 1)
+    load.admitted(MAX_WAIT_S)
+    assert not load.overloaded()
 
 
 def test_admission_is_the_wait_to_be_accepted_and_that_for_the_first_event(load: StreamLoad, clock: Clock) -> None:
