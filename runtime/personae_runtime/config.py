@@ -139,7 +139,7 @@ class GatewaySettings(_Section):
         0.5,
         gt=0,
         description="Seconds that calls may wait to be accepted, and turns to be admitted; while all have waited longer"
-        " for a second, new turns are refused.",
+        " for a second, new sessions, turns and streams are refused.",
         examples=[0.5],
     )
     keepalive_time_s: float = Field(30.0, gt=0, description="Seconds between keepalive pings.", examples=[30])

@@ -135,6 +135,8 @@ async def test_a_gateway_that_calls_wait_for_refuses_new_turns_and_keeps_those_i
     try:
         await until(load.overloaded)
         refused = await failure(api.converse(other, "Hello there."))
+        for new in (api.attach(other), api.session(persona)):
+            assert (await failure(new)).reason == "GATEWAY_OVERLOADED"
         attached = api.attach(session, turn_id=turn_id)
         await read_until(attached, "turn_started")
     finally:

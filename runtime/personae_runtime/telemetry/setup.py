@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -246,20 +246,19 @@ def inject_context(context: Context | None = None) -> dict[str, str]:
 # ── event loop ───────────────────────────────────────────────────────────────
 
 
-class LoopLagMonitor:
-    """Measures, `interval_s` apart, how late the event loop wakes a sleeper.
+class Sampler:
+    """Runs `sample` in a task of its own for as long as it is entered: an async context manager.
 
-    A single-threaded server is late with everything by that much. Used as an
-    async context manager.
+    Args:
+        name: of the task.
     """
 
-    def __init__(self, histogram: Histogram, interval_s: float = 0.25) -> None:
-        self._histogram = histogram
-        self._interval_s = interval_s
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> LoopLagMonitor:
-        self._task = asyncio.create_task(self._run(), name="event-loop-lag")
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.sample(), name=self._name)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -267,7 +266,24 @@ class LoopLagMonitor:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self) -> None:
+    async def sample(self) -> None:
+        """Take samples until cancelled."""
+        raise NotImplementedError
+
+
+class LoopLagMonitor(Sampler):
+    """Measures, `interval_s` apart, how late the event loop wakes a sleeper.
+
+    A single-threaded server is late with everything by that much.
+    """
+
+    def __init__(self, histogram: Histogram, interval_s: float = 0.25) -> None:
+        super().__init__("event-loop-lag")
+        self._histogram = histogram
+        self._interval_s = interval_s
+
+    async def sample(self) -> None:
+        """See Sampler."""
         # The first at once, so that even a host that lives briefly has one.
         wait = 0.0
         while True:

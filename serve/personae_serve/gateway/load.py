@@ -13,6 +13,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.metrics import Histogram
 
+from personae_runtime.telemetry.setup import Sampler
+
 WINDOW_S = 10.0
 """Seconds that admission times count for."""
 STANDING_S = 1.0
@@ -97,8 +99,8 @@ class StreamLoad:
         return count >= FEWEST_ADMISSIONS
 
 
-class AcceptProbe:
-    """Samples how long calls wait to be accepted, by a call of its own to the same server. An async context manager.
+class AcceptProbe(Sampler):
+    """Samples how long calls wait to be accepted, by a call of its own to the same server.
 
     Args:
         address: a gRPC target of a local listener (Unix domain socket) of the server.
@@ -106,21 +108,13 @@ class AcceptProbe:
     """
 
     def __init__(self, address: str, load: StreamLoad, histogram: Histogram) -> None:
+        super().__init__("accept-probe")
         self._address = address
         self._load = load
         self._histogram = histogram
-        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> AcceptProbe:
-        self._task = asyncio.create_task(self._run(), name="accept-probe")
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
+    async def sample(self) -> None:
+        """See Sampler."""
         credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
         async with grpc.aio.secure_channel(self._address, credentials) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -131,5 +125,8 @@ class AcceptProbe:
                 except grpc.aio.AioRpcError as error:
                     # Refused for there being too many calls, or cut off: an answer, of a server that accepts.
                     _log.debug("accept_probe_failed", code=error.code().name)
-                self._histogram.record(self._load.probe_accepted())
+                finally:
+                    # Whatever ends a sample: one left open would count as overload for good.
+                    waited_s = self._load.probe_accepted()
+                self._histogram.record(waited_s)
                 await asyncio.sleep(PROBE_PERIOD_S)

@@ -288,6 +288,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     async def CreateSession(
         self, request: session_service_pb2.CreateSessionRequest, context: Context
     ) -> session_service_pb2.Session:
+        self._require_room(context)
         parent = _own("persona", request.parent, "parent")
         user = _own("user", request.session.user, "session.user")
         if user.persona_name() != parent.persona_name():
@@ -366,9 +367,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> None:
         begun = time.monotonic()
         name = _own("session", request.session, "session")
-        # Before anything that costs. A forwarded call was accepted elsewhere, and its turn runs here already.
-        if self._load.overloaded() and not is_forwarded(context):
-            raise GatewayOverloaded(self._load.accept_wait_s())
+        self._require_room(context)
         session = await self._session(name)
         seens = self._service.converse(
             session,
@@ -384,6 +383,9 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self, request: session_service_pb2.AttachRequest, context: Context
     ) -> None:
         begun = time.monotonic()
+        if not request.turn_id and not request.after_event_id:
+            # One that continues a stream is let in: without a view a turn would be given up.
+            self._require_room(context)
         session = await self._session(_own("session", request.session, "session"))
         if request.after_event_id:
             self._telemetry.stream_resumes.add(1)
@@ -395,6 +397,12 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             forwarded=is_forwarded(context),
         )
         await self._stream(context, begun, session, seens, "Attach", request)
+
+    def _require_room(self, context: Context) -> None:
+        """Refuse new work while the gateway is overloaded, before anything that costs."""
+        # A forwarded call was accepted elsewhere, and its turn runs here already.
+        if self._load.overloaded() and not is_forwarded(context):
+            raise GatewayOverloaded(self._load.accept_wait_s())
 
     async def _stream(
         self,
