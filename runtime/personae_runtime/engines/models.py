@@ -567,10 +567,11 @@ def _last_lines(log: Path, count: int = 4) -> str:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for file in folder.rglob("*"):
-        # pip moves and removes files meanwhile.
-        with contextlib.suppress(OSError):
-            total += file.stat().st_size if file.is_file() else 0
+    # pip moves and removes files and folders meanwhile; a walk passes over a folder that is gone.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 

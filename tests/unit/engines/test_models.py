@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,27 @@ def test_an_installed_package_of_the_pinned_version_needs_no_download(
     monkeypatch.syspath_prepend(installed)
     (path,) = models.pull("tiny", models_dir, registry=registry, pip_options=("--no-index",))
     assert path.read_bytes() == CONTENT
+
+
+def test_folders_that_vanish_while_they_are_counted_count_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip removes its own folders while its bytes are counted for the progress bar."""
+    gone = tmp_path / "pip-unpack"
+    gone.mkdir()
+    (gone / "a.whl").write_bytes(b"x" * 5)
+    (tmp_path / "kept").write_bytes(b"x" * 7)
+    scandir = os.scandir
+
+    def remove_then_list(folder: Any) -> Any:
+        if str(folder) == str(gone):
+            (gone / "a.whl").unlink()
+            gone.rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", remove_then_list)
+    assert models._bytes_under(tmp_path) == 7
+    assert not gone.exists()
 
 
 def test_a_wheel_with_another_checksum_is_refused(index: Path, models_dir: Path) -> None:
