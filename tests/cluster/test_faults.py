@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -17,11 +18,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from personae.v1 import event_pb2
 from tests.cluster.support import CONTROLLER, Cluster, running
 from tests.fault import verify
 from tests.fault.load import Api, Journal, User, make_persona
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROUNDS = max(1, int(os.environ.get("PERSONAE_KILLS", "1")) // 10)
 SEED = int(os.environ.get("PERSONAE_SEED") or secrets.randbelow(1_000_000))
@@ -60,10 +64,14 @@ num_cpus = 0.1
 """
 
 
-@pytest.fixture
-async def cluster(folder: Path) -> AsyncIterator[Cluster]:
-    async with running(folder, SECTIONS.format(tokens=40)) as found:
-        yield found
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster() -> AsyncIterator[Cluster]:
+    """With a persona in it; rolled over by the first test, and killed piece by piece by the second."""
+    with tempfile.TemporaryDirectory(prefix="personae-cluster-", ignore_cleanup_errors=True) as folder:
+        async with running(Path(folder), SECTIONS.format(tokens=40)) as found:
+            async with found.channel() as channel:
+                await make_persona(Api(channel, found.key))
+            yield found
 
 
 def fail_if_wrong(journal: Journal, cluster: Cluster, when: str) -> None:
@@ -120,43 +128,10 @@ async def kill(cluster: Cluster, title: str) -> None:
     victims[0].kill()
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(600 + 600 * ROUNDS)
-async def test_nothing_acknowledged_is_lost_when_a_part_of_the_cluster_dies(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rng, journal, words = random.Random(SEED), Journal(), set[str]()
-    users = [User(f"u{n}", journal, random.Random(rng.getrandbits(64)), words) for n in range(USERS)]
-    async with cluster.channel() as channel:
-        await make_persona(Api(channel, cluster.key))
-    killed = []
-    try:
-        for _ in range(ROUNDS):
-            for victim in VICTIMS:
-                begun = time.monotonic()
-                await talk(cluster, journal, users, 3, partial(kill, cluster, victim))
-                killed.append(victim)
-                fail_if_wrong(journal, cluster, f"after a kill of {victim}")
-                await check(cluster, journal, f"after a kill of {victim}")
-                print(f"{victim}: {time.monotonic() - begun:.1f} s")
-                for user in users:
-                    if rng.random() < 0.5:
-                        user.renew()
-    finally:
-        turns = sum(len(session.turns) for session in journal.sessions)
-        with capsys.disabled():
-            print(
-                f"\ncluster kills: seed={SEED} {' '.join(killed)} | {turns} turns, {len(journal.memories)} memories,"
-                f" {len(journal.wrong)} wrong"
-            )
-
-
 @pytest.mark.timeout(600)
 async def test_a_rolling_update_breaks_no_conversation(cluster: Cluster) -> None:
     journal, words = Journal(), set[str]()
-    users = [User(f"u{n}", journal, random.Random(SEED + n), words) for n in range(USERS)]
-    async with cluster.channel() as channel:
-        await make_persona(Api(channel, cluster.key))
+    users = [User(f"rolled-{n}", journal, random.Random(SEED + n), words) for n in range(USERS)]
     before = {process.pid for title in ("gateway", "model-synthetic") for process in cluster.processes(title)}
     assert len(before) == 4
 
@@ -178,3 +153,32 @@ async def test_a_rolling_update_breaks_no_conversation(cluster: Cluster) -> None
         == event_pb2.TurnInterrupted.REASON_OWNER_LOST
     ]
     assert interrupted == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600 + 600 * ROUNDS)
+async def test_nothing_acknowledged_is_lost_when_a_part_of_the_cluster_dies(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, journal, words = random.Random(SEED), Journal(), set[str]()
+    users = [User(f"u{n}", journal, random.Random(rng.getrandbits(64)), words) for n in range(USERS)]
+    killed = []
+    try:
+        for _ in range(ROUNDS):
+            for victim in VICTIMS:
+                begun = time.monotonic()
+                await talk(cluster, journal, users, 3, partial(kill, cluster, victim))
+                killed.append(victim)
+                fail_if_wrong(journal, cluster, f"after a kill of {victim}")
+                await check(cluster, journal, f"after a kill of {victim}")
+                print(f"{victim}: {time.monotonic() - begun:.1f} s")
+                for user in users:
+                    if rng.random() < 0.5:
+                        user.renew()
+    finally:
+        turns = sum(len(session.turns) for session in journal.sessions)
+        with capsys.disabled():
+            print(
+                f"\ncluster kills: seed={SEED} {' '.join(killed)} | {turns} turns, {len(journal.memories)} memories,"
+                f" {len(journal.wrong)} wrong"
+            )
