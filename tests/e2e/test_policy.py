@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import grpc
@@ -169,6 +170,52 @@ async def test_an_injection_planted_in_memory_never_reaches_the_prompt(hosted: H
     assert "Kermit" in hosted.engine.last_prompt
     assert [event.memory_citation.memory for event in events if event.HasField("memory_citation")] == [kept.name]
     assert "ignore all previous" not in await recorded(hosted, session)
+
+
+TEENS_ONLY = """
+version: "1"
+extends: default
+matchers:
+  - {id: tattoo, kind: literal, literals: [tattoo], max_chars: 6}
+rules:
+  - id: tattoo_in_memory
+    stages: [memory]
+    scope: {age_bands: [teen]}
+    when: '"tattoo" in matches'
+    action: block
+    category: body
+    reason_code: NOT_FOR_TEENS
+    description: A test.
+    tests:
+      - {text: "My tattoo shows a heron.", match: true}
+      - {text: "My bicycle is green.", match: false}
+"""
+
+
+async def test_what_is_stopped_for_an_age_alone_is_left_out_of_the_turn_and_kept(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.yaml"
+    bundle.write_text(TEENS_ONLY)
+    hosted = await start_host(policy={"bundle": str(bundle), "scorers": []})
+    api = hosted.api
+    persona = await api.persona()
+    user = new_user(persona)
+    now = datetime.now(UTC)
+    record = MemoryRecord(
+        uuid4(), hosted.scope(user), "My tattoo shows a heron.", "them", now, "", 0, MemorySource.API, now
+    )
+    await hosted.host.stores.memories.create(record, "demo", Mutation("test", "", b""))
+    await hosted.indexed()
+    events = await api.say(await api.session(persona, user), "What does my tattoo show?")
+    assert [told.reason_code for told in policy_events(events)] == ["NOT_FOR_TEENS"]
+    assert "heron" not in hosted.engine.last_prompt
+    adult = await api.session(persona, user, age_band=pb.AGE_BAND_ADULT)
+    events = await api.say(adult, "What does my tattoo show?")
+    assert policy_events(events) == []
+    assert "My tattoo shows a heron." in hosted.engine.last_prompt
+    [memory] = [one for one in await api.memories_of(user) if one.text == record.text]
+    assert memory.quarantine_reason == ""
 
 
 class RaisingScorer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -41,6 +42,14 @@ class Embedder(Protocol):
         ...
 
 
+@dataclass
+class _Asked:
+    """A text that is being embedded, and how many wait for it."""
+
+    call: asyncio.Future[Vector]
+    waiting: int = 0
+
+
 class OnnxEmbedder:
     """`Embedder` on an ONNX export of a BERT-like sentence encoder.
 
@@ -66,7 +75,7 @@ class OnnxEmbedder:
         # its thread, so that a turn's query shares the processor with a bulk load
         # but never waits for one.
         self._query_lane: LaneWorker | None = None
-        self._asked: dict[str, asyncio.Future[Vector]] = {}
+        self._asked: dict[str, _Asked] = {}
         self._bulk_lane: LaneWorker | None = None
 
     async def start(self) -> None:
@@ -111,12 +120,20 @@ class OnnxEmbedder:
         self._session = self._tokenizer = None
 
     async def _query(self, text: str, lane: LaneWorker) -> Vector:
-        # A turn asks several indexes the same at once.
-        running = self._asked.get(text)
-        if running is None:
-            running = self._asked[text] = asyncio.ensure_future(lane.run(lambda: self._embed(text)))
-            running.add_done_callback(lambda done: self._asked.pop(text, None))
-        return await asyncio.shield(running)
+        # A turn may ask several indexes the same at once. The last who waits takes the call back if it has not begun:
+        # vectors that came too late for their turns would otherwise make the next ones late.
+        asked = self._asked.get(text)
+        if asked is None or asked.call.done():
+            asked = self._asked[text] = _Asked(asyncio.ensure_future(lane.run(lambda: self._embed(text))))
+        asked.waiting += 1
+        try:
+            return await asyncio.shield(asked.call)
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting:
+                asked.call.cancel()
+                if self._asked.get(text) is asked:
+                    del self._asked[text]
 
     def _load(self) -> None:
         # Imported here: the native library costs a lexical-only host nothing.

@@ -212,14 +212,17 @@ class Recall:
                     hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
         wanted = _best(hits.values(), max(CANDIDATES, 2 * limit))
         missing = [memory_id for memory_id in wanted if memory_id not in records]
-        records |= await self._read(scope, missing, exclude_threads, left_out)
+        more, facts = await asyncio.gather(
+            self._read(scope, missing, exclude_threads, left_out),
+            self._facts(scope, query, dense, now, exclude_threads, fact_limit),
+        )
+        records |= more
         found = [
             Candidate(records[memory_id], hits[memory_id].lexical, hits[memory_id].dense)
             for memory_id in wanted
             if memory_id in records
         ]
         ranking = rank(query, found)
-        facts = await self._facts(scope, query, dense, now, exclude_threads, fact_limit) if fact_limit else ()
         return RecallResult(
             tuple(
                 RecalledMemory(one.candidate.record, one.score, one.candidate.lexical, one.candidate.dense, one.parts)
@@ -261,6 +264,8 @@ class Recall:
         self, scope: str, query: str, dense: Vector | None, now: float, exclude_threads: Collection[str], limit: int
     ) -> tuple[RecalledMemory, ...]:
         """Facts that held when the query asks about, and have to do with it."""
+        if not limit:
+            return ()
         begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
         hits = await self._index.search(
             scope,

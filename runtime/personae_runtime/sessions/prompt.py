@@ -10,7 +10,6 @@ forgotten is gone from the next prompt and only the tail is read anew.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -109,11 +108,10 @@ def _validity(fact: FactDetail) -> str:
 
 def _harmless(text: str) -> str:
     """Text on one line that can't end a quote, mark a role, or hold what is not seen: controls, formats, unassigned."""
-    # By category C*: Cc, Cf, Cs, Co, Cn. White space, line and paragraph separators become one blank.
-    shown = "".join(
-        char for char in text if char.isspace() or char in _JOINERS or not unicodedata.category(char).startswith("C")
-    )
-    return " ".join(shown.split()).translate(_LOOKALIKES)
+    # What is printable is of no category C* (Cc, Cf, Cs, Co, Cn), nor are the blanks that are not.
+    if not text.isprintable():
+        text = "".join(char for char in text if char.isprintable() or char.isspace() or char in _JOINERS)
+    return " ".join(text.split()).translate(_LOOKALIKES)
 
 
 def compose(

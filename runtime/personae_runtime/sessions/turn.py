@@ -496,9 +496,12 @@ class TurnRunner:
             return await call
         except LedgerUnavailable:
             raise
-        except PersonaeError as error:
+        except Exception as error:
+            reason = error.reason if isinstance(error, PersonaeError) else type(error).__name__
+            if not isinstance(error, PersonaeError):
+                _log.exception("recall_failed")
             fail_span(span, error)
-            self._telemetry.recall_failures.add(1, {names.ATTR_REASON: error.reason})
+            self._telemetry.recall_failures.add(1, {names.ATTR_REASON: reason})
             return None
 
     async def _refuse(self, turn: LiveTurn, decision: Decision) -> Body:
@@ -518,7 +521,7 @@ class TurnRunner:
                         await self._note(turn, decision, span)
                     if not decision.action.stops:
                         kept.append(item)
-                    elif isinstance(item, RecalledMemory):
+                    elif isinstance(item, RecalledMemory) and self._stops_everywhere(item.text, turn.policy):
                         # Kept from every prompt from now on, for its person to see and put right.
                         await self._sessions.quarantine(item.record.memory_id, decision.reason_code)
                         if self._indexer is not None:
@@ -529,6 +532,12 @@ class TurnRunner:
             dropped = len(recalled) - len(memories) + len(said or ()) - len(passages or ())
             span.set_attribute(names.ATTR_RECALL_DROPPED, dropped)
         return memories, passages
+
+    def _stops_everywhere(self, text: str, context: PolicyContext) -> bool:
+        """Whether it is stopped for an adult in no region in particular, too: what is stopped only for whom this
+        session takes its person to be is left out of this turn, and is still theirs."""
+        anybody = PolicyContext(context.persona_type, AgeBand.ADULT)
+        return self._policy.check_memory(text, anybody).action.stops
 
     async def _card_for(self, turn: LiveTurn) -> str:
         """The profile card that the session began with; a newer one if something of that was forgotten."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from personae_runtime.config import default_models_dir
 from personae_runtime.engines.models import path as model_path
 from personae_runtime.errors import ConfigError, FailedPrecondition, MissingModel
-from personae_runtime.memory.embedder import Embedder, OnnxEmbedder
+from personae_runtime.memory.embedder import Embedder, OnnxEmbedder, Vector
 from personae_runtime.memory.index import DENSE_DIM
 
 MODEL = "all-minilm-l6-v2-int8"
@@ -64,6 +65,35 @@ async def test_a_query_does_not_wait_for_a_bulk_load(embedder: OnnxEmbedder) -> 
     assert not bulk.done()
     bulk.cancel()
     await asyncio.wait([bulk])
+
+
+@pytest.mark.model
+async def test_what_nobody_waits_for_any_more_is_not_embedded(
+    embedder: OnnxEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, embedded, go_on, embed = threading.Event(), list[str](), threading.Event(), embedder._embed
+
+    def held_up(text: str) -> Vector:
+        embedded.append(text)
+        begun.set()
+        assert go_on.wait(30)
+        return embed(text)
+
+    monkeypatch.setattr(embedder, "_embed", held_up)
+    first = asyncio.create_task(embedder.embed(["first"]))
+    await asyncio.to_thread(begun.wait, 30)
+    both = [asyncio.create_task(embedder.embed(["wanted twice"])) for _ in range(2)]
+    late = [asyncio.create_task(embedder.embed([f"late {n}"])) for n in range(3)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for given_up in (both[0], *late):
+        given_up.cancel()
+    await asyncio.wait([both[0], *late])
+    go_on.set()
+    [[one], [other]] = await asyncio.gather(first, both[1])
+    await embedder.embed(["late 1"])
+    assert embedded == ["first", "wanted twice", "late 1"]
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -60,6 +61,16 @@ def test_a_memory_cannot_break_out_of_its_quotes_or_its_line(text: str, speaker:
     assert len(line.splitlines()) == 1
     assert line.count('"') == 2
     assert line.endswith('"')
+
+
+@given(st.text())
+def test_nothing_unseen_is_quoted(text: str) -> None:
+    joiners = "\u200c\u200d"
+    assert not [
+        char
+        for char in quote(recalled(text))
+        if unicodedata.category(char).startswith(("C", "Zl", "Zp")) and char not in joiners
+    ]
 
 
 def test_without_memories_the_newest_turn_is_the_persons_words_alone() -> None:
