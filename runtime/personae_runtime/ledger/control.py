@@ -73,8 +73,12 @@ class ConsentLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, subject: Name, purpose: str, state: str, evidence: str, once: Any) -> ConsentRow:
+    async def record(
+        self, subject: Name, purpose: str, state: str, evidence: str, once: Any, *, scope: str | None = None
+    ) -> ConsentRow:
         """Append an event and spread it. `once(connection, act)` guards against repeats.
+
+        `scope` is the scope key of a user, by which an erasure finds what was written here.
 
         Raises:
             NotFound: there is no such persona.
@@ -88,14 +92,15 @@ class ConsentLedger:
                 if not known:
                     raise NotFound(f"{subject.persona_name()} does not exist")
                 consent_id = await connection.fetchval(
-                    "INSERT INTO consents (tenant, persona, user_id, purpose, state, evidence)"
-                    " VALUES ($1, $2, $3, $4, $5, $6) RETURNING consent_id",
+                    "INSERT INTO consents (tenant, persona, user_id, purpose, state, evidence, scope)"
+                    " VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING consent_id",
                     subject.tenant,
                     subject.persona,
                     subject.user,
                     purpose,
                     state,
                     evidence,
+                    scope,
                 )
                 await bump(connection)
                 return str(consent_id)

@@ -16,6 +16,7 @@ what the log has and the ledger does not is erased again.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -29,9 +30,10 @@ import asyncpg
 import orjson
 import structlog
 
-from personae_runtime.errors import FailedPrecondition, NotFound, PersonaeError, Unavailable
+from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFound, PersonaeError, Unavailable
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
+from personae_runtime.ledger.facts import TOMBSTONE
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.sessions import event_place, thread_of
@@ -47,7 +49,23 @@ _CACHES_S: Final = 10.0
 _POLL_S: Final = 0.05
 _LOOK_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-_OWN_TABLES: Final = frozenset({"scopes", "sessions", "memories", "operations", "erasures"})
+_OWN_TABLES: Final = frozenset({"scopes", "sessions", "memories", "operations", "erasures", "consents"})
+
+# What a tombstone may not keep, and how it is taken away from those that were made before they kept as little. An
+# episode's thread is needed until its erasure is done.
+_STRIP: Final = (
+    "external_id = '', source_ids = '{}', valid_from = NULL, valid_to = NULL, superseded_by = NULL,"
+    " occurred_at = created_at, quarantine_reason = '', basis = '', extractor = ''"
+)
+_TELLS: Final = (
+    "(external_id <> '' OR source_ids <> '{}' OR valid_from IS NOT NULL OR valid_to IS NOT NULL"
+    " OR superseded_by IS NOT NULL OR occurred_at <> created_at OR quarantine_reason <> '' OR basis <> ''"
+    " OR extractor <> ''"
+)
+_ALL_TELL: Final = f"scope = $1 AND forgotten_at IS NOT NULL AND {_TELLS} OR thread <> '')"
+# $2: single memories. The facts that rested on them alone can't be told from others that were forgotten.
+_SINGLE: Final = "scope = $1 AND forgotten_at IS NOT NULL AND (memory_id = ANY($2) OR kind = 'fact')"
+_SINGLE_TELL: Final = f"{_SINGLE} AND {_TELLS} OR (thread <> '' AND kind = 'fact'))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +135,8 @@ class ErasureLedger:
                 if found != len(set(memory_ids)):
                     raise NotFound("there is no such memory")
                 if not memory_ids:
+                    # One after the other: who waited here sees what the other began.
+                    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 6))", scope)
                     # All that is held is being erased already: that is the same operation.
                     running = await connection.fetchval(
                         "SELECT operation FROM operations WHERE scope = $1 AND memory_ids = '{}' AND done_at IS NULL",
@@ -138,10 +158,57 @@ class ErasureLedger:
         async with self._database.transaction() as connection:
             if await connection.fetchval("SELECT true FROM erasures WHERE erasure = $1", erasure_id):
                 return False
-            owner = await connection.fetchrow("SELECT tenant, persona FROM sessions WHERE scope = $1 LIMIT 1", scope)
-            subject = Scope("", "") if owner is None else Scope(owner["tenant"], owner["persona"])
+            subject = await self._owner(connection, scope)
             await self._insert(connection, erasure_id, subject, scope, memory_ids, reason, created_at)
         return True
+
+    async def _owner(self, connection: Connection, scope: str) -> Scope:
+        """Tenant and persona of a scope as far as the ledger tells: its operation is named by the tenant."""
+        for query, arguments in (
+            ("SELECT tenant, persona FROM sessions WHERE scope = $1 LIMIT 1", [scope]),
+            ("SELECT tenant, persona FROM consents WHERE scope = $1 LIMIT 1", [scope]),
+            (
+                "SELECT r.tenant, '' AS persona FROM memories m JOIN requests r ON r.resource = m.memory_id::text"
+                " WHERE m.scope = $1 LIMIT 1",
+                [scope],
+            ),
+            ("SELECT min(tenant) AS tenant, '' AS persona FROM personas HAVING min(tenant) = max(tenant)", []),
+        ):
+            row = await connection.fetchrow(query, *arguments)
+            if row is not None:
+                return Scope(row["tenant"], row["persona"])
+        return Scope("", "")
+
+    async def concerns(self, erasure: Erasure, user: str) -> bool:
+        """Whether it is an erasure of this user of its tenant."""
+        personas = [erasure.persona]
+        if not erasure.persona:
+            rows = await self._database.fetch("SELECT persona FROM personas WHERE tenant = $1", erasure.tenant)
+            personas = [row["persona"] for row in rows]
+        return any(self._vault.scope_key(Scope(erasure.tenant, persona, user)) == erasure.scope for persona in personas)
+
+    async def fill_scopes(self) -> None:
+        """Write down whose consents those are that were recorded before that was."""
+        after = 0
+        while True:
+            rows = await self._database.fetch(
+                "SELECT consent_id, tenant, persona, user_id FROM consents WHERE scope IS NULL AND user_id <> ''"
+                " AND consent_id > $1 ORDER BY consent_id LIMIT $2",
+                after,
+                _CHUNK,
+            )
+            if not rows:
+                return
+            scopes = await asyncio.to_thread(
+                lambda rows=rows: [self._vault.scope_key(Scope(*list(row.values())[1:])) for row in rows]
+            )
+            await self._database.execute(
+                "UPDATE consents c SET scope = f.scope FROM unnest($1::bigint[], $2::text[]) AS f (consent_id, scope)"
+                " WHERE c.consent_id = f.consent_id",
+                [row["consent_id"] for row in rows],
+                scopes,
+            )
+            after = rows[-1]["consent_id"]
 
     async def _insert(
         self,
@@ -261,7 +328,8 @@ class ErasureLedger:
     async def take_key(self, erasure: Erasure) -> int:
         """Destroy the scope's key; on return nothing can be written that was sealed with it.
 
-        Of single memories the key stays: 0, and `erase_rows` rotates the marker.
+        Of single memories the key stays: 0, and `erase_rows` rotates the marker. Nor is there anything to do, 0, once
+        the erasure is done: the key is then that of somebody who came back.
         """
         if erasure.memory_ids:
             return 0
@@ -275,6 +343,8 @@ class ErasureLedger:
             row = await connection.fetchrow(
                 "SELECT erasing, changed_epoch FROM scopes WHERE scope = $1 FOR UPDATE", erasure.scope
             )
+            if not await self._is_open(connection, erasure):
+                return 0
             if row["erasing"] == erasure.erasure_id and erasure.epoch:
                 return erasure.epoch
             epoch = await bump(connection)
@@ -289,6 +359,13 @@ class ErasureLedger:
         self._vault.drop((erasure.scope,))
         return epoch
 
+    async def _is_open(self, connection: Connection, erasure: Erasure) -> bool:
+        return bool(
+            await connection.fetchval(
+                "SELECT true FROM operations WHERE operation = $1 AND done_at IS NULL", erasure.erasure_id
+            )
+        )
+
     async def _spread(self, connection: Connection, erasure: Erasure, epoch: int) -> None:
         await connection.execute("UPDATE operations SET epoch = $2 WHERE operation = $1", erasure.erasure_id, epoch)
 
@@ -299,23 +376,36 @@ class ErasureLedger:
         if erasure.memory_ids:
             return await self._erase_single(erasure)
         epoch = await self.take_key(erasure)
+        if not epoch:
+            return erasure.epoch
         sessions = await self._database.fetch(
-            "SELECT session_pk, tenant, session FROM sessions WHERE scope = $1 ORDER BY session_pk", erasure.scope
+            "SELECT session_pk, tenant, persona || '/' || session AS resource FROM sessions WHERE scope = $1"
+            " ORDER BY session_pk",
+            erasure.scope,
         )
         for row in sessions:
-            await self._erase_session(erasure, row["session_pk"], row["tenant"], row["session"])
+            await self._erase_session(erasure, row["session_pk"], row["tenant"], row["resource"])
         await self._in_chunks(
             erasure,
             "ledger.memories",
-            "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '',"
-            " source_ids = '{}', thread = '', forgotten_at = now(), change_xid = pg_current_xact_id(),"
-            " change_seq = nextval('memory_changes') WHERE memory_id IN (SELECT memory_id FROM memories"
+            f"{TOMBSTONE} WHERE memory_id IN (SELECT memory_id FROM memories"
             " WHERE scope = $1 AND forgotten_at IS NULL ORDER BY memory_id LIMIT $2) RETURNING 1",
             erasure.scope,
         )
-        # Of what was forgotten before, the conversation that it came from.
-        await self._database.execute(
-            "UPDATE memories SET thread = '' WHERE scope = $1 AND thread <> '' AND forgotten_at IS NOT NULL",
+        # The conversation that they came from, and what those keep that were forgotten before.
+        await self._in_chunks(
+            erasure,
+            "",
+            f"UPDATE memories SET {_STRIP}, thread = '' WHERE memory_id IN"
+            f" (SELECT memory_id FROM memories WHERE {_ALL_TELL} LIMIT $2) RETURNING 1",
+            erasure.scope,
+        )
+        # A client may have made the id of a request out of the words.
+        await self._in_chunks(
+            erasure,
+            "ledger.requests",
+            "DELETE FROM requests WHERE ctid IN (SELECT r.ctid FROM memories m JOIN requests r"
+            " ON r.resource = m.memory_id::text WHERE m.scope = $1 LIMIT $2) RETURNING 1",
             erasure.scope,
         )
         for table in await self._further_tables():
@@ -326,19 +416,18 @@ class ErasureLedger:
                 erasure.scope,
             )
         # That consent was given and withdrawn stays (article 7, paragraph 1); what was written about it does not.
-        for tenant, persona, user in await self._consenting(erasure):
-            async with self._database.transaction() as connection:
-                rows = await connection.fetch(
-                    "UPDATE consents SET evidence = '' WHERE tenant = $1 AND persona = $2 AND user_id = $3"
-                    " AND evidence <> '' RETURNING 1",
-                    tenant,
-                    persona,
-                    user,
-                )
-                await self.note(connection, erasure, "ledger.consent_texts", len(rows))
+        # An older version beside this one may have recorded some since this one started.
+        await self.fill_scopes()
+        await self._in_chunks(
+            erasure,
+            "ledger.consent_texts",
+            "UPDATE consents SET evidence = '' WHERE consent_id IN"
+            " (SELECT consent_id FROM consents WHERE scope = $1 AND evidence <> '' LIMIT $2) RETURNING 1",
+            erasure.scope,
+        )
         return epoch
 
-    async def _erase_session(self, erasure: Erasure, session_pk: int, tenant: str, session: str) -> None:
+    async def _erase_session(self, erasure: Erasure, session_pk: int, tenant: str, resource: str) -> None:
         async with self._database.transaction() as connection:
             # Session, turn, owner, as everywhere. What its owner has in flight is committed before this or not at all.
             await connection.fetch(
@@ -370,17 +459,23 @@ class ErasureLedger:
         async with self._database.transaction() as connection:
             # A session's id is the caller's, and may say something.
             await connection.execute(
-                "DELETE FROM requests WHERE tenant = $1 AND method = 'CreateSession' AND resource = $2", tenant, session
+                "DELETE FROM requests WHERE tenant = $1 AND method = 'CreateSession' AND resource = $2",
+                tenant,
+                resource,
             )
             rows = await connection.fetch("DELETE FROM sessions WHERE session_pk = $1 RETURNING 1", session_pk)
             await self.note(connection, erasure, "ledger.sessions", len(rows))
 
     async def _in_chunks(self, erasure: Erasure, store: str, statement: str, key: object) -> None:
-        """Run a statement that erases up to $2 rows of $1, in a transaction of its own, until it finds none."""
+        """Run a statement that erases up to $2 rows of $1, in a transaction of its own, until it finds none.
+
+        Without a `store` they are not counted as erased.
+        """
         while True:
             async with self._database.transaction() as connection:
                 rows = await connection.fetch(statement, key, _CHUNK)
-                await self.note(connection, erasure, store, len(rows))
+                if store:
+                    await self.note(connection, erasure, store, len(rows))
             if len(rows) < _CHUNK:
                 return
 
@@ -392,22 +487,6 @@ class ErasureLedger:
             " AND t.table_type = 'BASE TABLE' ORDER BY c.table_name"
         )
         return [row["table_name"] for row in rows if row["table_name"] not in _OWN_TABLES]
-
-    async def _consenting(self, erasure: Erasure) -> list[tuple[str, str, str]]:
-        """(tenant, persona, user) of the scope, if there is something written about a consent of theirs."""
-        rows = await self._database.fetch(
-            "SELECT DISTINCT tenant, persona, user_id FROM consents WHERE user_id <> '' AND evidence <> ''"
-            " AND ($1 = '' OR (tenant = $1 AND persona = $2))",
-            erasure.tenant,
-            erasure.persona,
-        )
-
-        def search() -> list[tuple[str, str, str]]:
-            # Only the hash of the person is known here.
-            people = [(row["tenant"], row["persona"], row["user_id"]) for row in rows]
-            return [person for person in people if self._vault.scope_key(Scope(*person)) == erasure.scope]
-
-        return await asyncio.to_thread(search)
 
     async def _erase_single(self, erasure: Erasure) -> int:
         scope, memory_ids = erasure.scope, list(erasure.memory_ids)
@@ -434,6 +513,19 @@ class ErasureLedger:
             await self.note(connection, erasure, "ledger.turns", len(turns))
             erased = await self._memories.erase_words(connection, scope, memory_ids)
             await self.note(connection, erasure, "ledger.memories", erased)
+            await connection.execute(
+                f"UPDATE memories SET {_STRIP}, thread = CASE WHEN kind = 'fact' THEN '' ELSE thread"
+                f" END WHERE {_SINGLE_TELL}",
+                scope,
+                memory_ids,
+            )
+            asked = await connection.fetch(
+                f"DELETE FROM requests WHERE resource IN (SELECT memory_id::text FROM memories WHERE {_SINGLE})"
+                " RETURNING 1",
+                scope,
+                memory_ids,
+            )
+            await self.note(connection, erasure, "ledger.requests", len(asked))
             # In the same transaction: what is read anew when this is heard of must not be the old words.
             epoch = erasure.epoch or await bump(connection)
             await connection.execute(
@@ -481,6 +573,12 @@ class ErasureLedger:
                     erasure.scope,
                     memory_ids,
                 ),
+                "ledger.tombstones": await self._count(f"memories WHERE {_SINGLE_TELL}", erasure.scope, memory_ids),
+                "ledger.requests": await self._count(
+                    f"requests WHERE resource IN (SELECT memory_id::text FROM memories WHERE {_SINGLE})",
+                    erasure.scope,
+                    memory_ids,
+                ),
                 "ledger.turns": int(
                     await self._database.fetchval(
                         f"SELECT count(*) {_TURNS_OF} AND (t.user_text IS NOT NULL OR t.reply_text IS NOT NULL)",
@@ -500,7 +598,6 @@ class ErasureLedger:
                 ),
             }
         scope = erasure.scope
-        consents = len(await self._consenting(erasure))
         found = {
             "ledger.keys": await self._count("scopes WHERE scope = $1 AND wrapped_key IS NOT NULL", scope),
             "ledger.sessions": await self._count("sessions WHERE scope = $1", scope),
@@ -509,7 +606,11 @@ class ErasureLedger:
             "ledger.memories": await self._count(
                 "memories WHERE scope = $1 AND (forgotten_at IS NULL OR text IS NOT NULL OR detail IS NOT NULL)", scope
             ),
-            "ledger.consent_texts": consents,
+            "ledger.tombstones": await self._count(f"memories WHERE {_ALL_TELL}", scope),
+            "ledger.requests": await self._count(
+                "memories m JOIN requests r ON r.resource = m.memory_id::text WHERE m.scope = $1", scope
+            ),
+            "ledger.consent_texts": await self._count("consents WHERE scope = $1 AND evidence <> ''", scope),
         }
         for table in await self._further_tables():
             found[f"ledger.{table}"] = await self._count(f"{table} WHERE scope = $1", scope)
@@ -538,7 +639,11 @@ class ErasureLedger:
                 len(STEPS),
             )
             await connection.execute(
-                "UPDATE scopes SET erasing = NULL WHERE scope = $1 AND erasing = $2", erasure.scope, erasure.erasure_id
+                # After a restore another of the same person may be left: they come back when that is done.
+                "UPDATE scopes SET erasing = (SELECT operation FROM operations WHERE scope = $1 AND memory_ids = '{}'"
+                " AND done_at IS NULL ORDER BY created_at, operation LIMIT 1) WHERE scope = $1 AND erasing = $2",
+                erasure.scope,
+                erasure.erasure_id,
             )
             # Needed until now to find the turn, and to make the neighbours' windows anew.
             await connection.execute(
@@ -626,7 +731,12 @@ class ErasureLog:
             try:
                 size = os.fstat(descriptor).st_size
                 cut_off = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                os.write(descriptor, (b"\n" if cut_off else b"") + line + b"\n")
+                left = (b"\n" if cut_off else b"") + line + b"\n"
+                while left:
+                    written = os.write(descriptor, left)
+                    if not written:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    left = left[written:]
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -725,8 +835,42 @@ class Eraser:
         return True
 
     async def erase_rows(self, erasure: Erasure) -> None:
-        """The steps that make the words unreadable, before anything is served; `run` does the rest."""
-        await self._ledger.erase_rows(erasure)
+        """The steps that make the words unreadable, before anything is served; `run` does the rest.
+
+        What another gateway has made unreadable or done is left to it. A failure once a person's key is gone, or with
+        single memories, is told and left to `run`.
+
+        Raises:
+            LedgerUnavailable: the ledger is out of reach; it can be called again.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CACHES_S
+        while True:
+            async with self._ledger.exclusive(erasure) as mine:
+                try:
+                    erasure = await self._ledger.reload(erasure)
+                except NotFound:
+                    return
+                if erasure.done_at is not None or (erasure.epoch and not mine):
+                    return
+                if mine:
+                    await self._erase_rows(erasure)
+                    return
+            if loop.time() > deadline:
+                _log.error("erasure_held_elsewhere", erasure=str(erasure.erasure_id))
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _erase_rows(self, erasure: Erasure) -> None:
+        await self._ledger.take_key(erasure)
+        try:
+            await self._ledger.erase_rows(await self._ledger.reload(erasure))
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            reason = error.reason if isinstance(error, PersonaeError) else type(error).__name__
+            _log.error("erasure_failed", erasure=str(erasure.erasure_id), reason=reason, exc_info=True)
+            await self._ledger.failed(erasure, reason)
 
     async def _carry_out(self, erasure: Erasure) -> None:
         ledger = self._ledger

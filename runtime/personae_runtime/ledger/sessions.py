@@ -463,10 +463,11 @@ class SessionLedger:
                     raise AlreadyExists(
                         f"session {session_id!r} exists; choose another session_id or leave it empty"
                     ) from None
-                return session_id
+                # A session's id is its own within its persona only.
+                return f"{parent.persona}/{session_id}"
 
             created = await once(connection, parent.tenant, mutation, act)
-        return await self.get(Name(parent.tenant, parent.persona, session=created))
+        return await self.get(Name(parent.tenant, parent.persona, session=created.rpartition("/")[2]))
 
     async def get(self, name: Name) -> SessionRow:
         """One session.

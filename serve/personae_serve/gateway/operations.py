@@ -20,7 +20,7 @@ from personae.v1 import memory_service_pb2
 from personae_runtime import names
 from personae_runtime.errors import FailedPrecondition, NotFound, PermissionDenied
 from personae_runtime.ledger.erasure import STEPS, Eraser, Erasure, ErasureLedger, ErasureLog
-from personae_runtime.ledger.vault import Scope, Vault
+from personae_runtime.ledger.vault import Vault
 from personae_serve import proofs
 from personae_serve.gateway import convert
 from personae_serve.gateway.auth import CALLER
@@ -66,6 +66,7 @@ def operation(erasure: Erasure) -> operations_pb2.Operation:
 
 async def replay(log: ErasureLog, ledger: ErasureLedger, eraser: Eraser, vault: Vault) -> int:
     """Before anything is served: make unreadable what was erased and came back with a restore; how many erasures."""
+    await through_outage(ledger.fill_scopes)
     lines = await asyncio.to_thread(log.lines)
     count = 0
     for line in lines:
@@ -99,7 +100,6 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
     def __init__(self, ledger: ErasureLedger, eraser: Eraser, vault: Vault) -> None:
         self._ledger = ledger
         self._eraser = eraser
-        self._vault = vault
         self._api = _Api(vault)
 
     async def _erasure(self, name: str) -> Erasure:
@@ -107,11 +107,9 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         caller = CALLER.get()
         caller.require_tenant(parsed)
         erasure = await self._ledger.get(parsed.tenant, UUID(parsed.operation))
-        if caller.user is not None:
-            own = self._vault.scope_key(Scope(erasure.tenant, erasure.persona, caller.user))
-            if own != erasure.scope:
-                # As if it were not there: whether somebody else's exists is theirs to know.
-                raise NotFound(f"{name} does not exist")
+        if caller.user is not None and not await self._ledger.concerns(erasure, caller.user):
+            # As if it were not there: whether somebody else's exists is theirs to know.
+            raise NotFound(f"{name} does not exist")
         return erasure
 
     async def GetOperation(

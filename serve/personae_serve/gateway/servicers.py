@@ -951,6 +951,7 @@ class ConsentServicer(policy_service_pb2_grpc.ConsentServiceServicer):
 
     def __init__(self, consents: ConsentLedger, vault: Vault) -> None:
         self._consents = consents
+        self._vault = vault
         self._api = _Api(vault)
 
     async def RecordConsent(
@@ -970,6 +971,7 @@ class ConsentServicer(policy_service_pb2_grpc.ConsentServiceServicer):
             policy_service_pb2.ConsentState.Name(given.state).removeprefix("CONSENT_STATE_"),
             given.evidence,
             lambda connection, act: once(connection, subject.tenant, mutation, act),
+            scope=self._vault.scope_key(Scope(subject.tenant, subject.persona, subject.user)) if subject.user else None,
         )
         return convert.consent(row)
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+import pytest_asyncio
 
+from personae_runtime.errors import Unavailable
+from personae_runtime.ledger.control import ConsentLedger
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger, ErasureLog
-from personae_runtime.ledger.vault import ErasureInProgress, Scope
+from personae_runtime.ledger.personas import Mutation, PersonaLedger
+from personae_runtime.ledger.sessions import SessionRow
+from personae_runtime.ledger.vault import ErasureInProgress, Scope, ScopeErased
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.facts import Statement
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.store import MemoryRecord, MemorySource
+from personae_runtime.names import Name
 from tests.unit.ledger.conftest import ONCE, NewOwner, Owner
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -203,3 +212,235 @@ async def test_what_an_expired_restricted_or_quarantined_memory_says_is_not_read
     for record in (live, *others):
         await owner.memories.create(record, "acme", ONCE)
     assert set(await owner.memories.read([one.memory_id for one in (live, *others)])) == {live.memory_id}
+
+
+@dataclass
+class Ann:
+    """Somebody with a memory of their own, at one gateway."""
+
+    owner: Owner
+    name: Name
+    eraser: Eraser
+    ledger: ErasureLedger
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(self.name.tenant, self.name.persona, "ann")
+
+    @property
+    def key(self) -> str:
+        return self.owner.vault.scope_key(self.scope)
+
+    async def erase(self, *memory_ids: UUID) -> dict[str, int]:
+        """Erase, and say how much that was by store."""
+        erasure = await self.ledger.start(self.scope, memory_ids, "", ONCE)
+        assert await self.eraser.attempt(erasure)
+        return (await self.ledger.get(self.name.tenant, erasure.erasure_id)).erased
+
+    async def session(self, name: Name, user: str, session: str, mutation: Mutation = ONCE) -> SessionRow:
+        return await self.owner.sessions.create(
+            name, session, user, age_band="adult", region_code="", disclosure="An AI speaks.", mutation=mutation
+        )
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ann(new_owner: NewOwner, tmp_path: Path) -> Ann:
+    owner = await new_owner()
+    eraser, ledger = eraser_of(owner, None, tmp_path)
+    return Ann(owner, await owner.persona(), eraser, ledger)
+
+
+def asked(method: str) -> Mutation:
+    return Mutation(method, str(uuid4()), b"mac")
+
+
+async def test_a_start_that_has_heard_of_an_erasure_leaves_who_came_back_alone(ann: Ann) -> None:
+    """Several gateways start together: one ends the erasure, another has it in a list that it fetched before."""
+    await ann.owner.memories.create(memory(ann.key, "I row."), ann.name.tenant, ONCE)
+    await ann.ledger.start(ann.scope, [], "", ONCE)
+    [stale] = await ann.ledger.unfinished()
+    assert await ann.eraser.attempt(stale)
+    back = memory(ann.key, "I swim.")
+    await ann.owner.memories.create(back, ann.name.tenant, ONCE)
+    await ann.session(ann.name, "ann", "s-1")
+
+    await ann.eraser.erase_rows(stale)
+    # Nor by a step of its own.
+    assert await ann.ledger.take_key(stale) == 0
+    await ann.ledger.erase_rows(stale)
+
+    assert set(await ann.owner.memories.read([back.memory_id])) == {back.memory_id}
+    assert await ann.owner.database.fetchval("SELECT session FROM sessions") == "s-1"
+    await ann.owner.memories.create(memory(ann.key, "I dive."), ann.name.tenant, ONCE)
+
+
+async def test_a_start_leaves_to_another_gateway_what_that_one_has_made_unreadable(ann: Ann) -> None:
+    await ann.owner.memories.create(memory(ann.key, "I row."), ann.name.tenant, ONCE)
+    erasure = await ann.ledger.start(ann.scope, [], "", ONCE)
+    async with ann.ledger.exclusive(erasure) as mine:
+        assert mine
+        starting = asyncio.create_task(ann.eraser.erase_rows(erasure))
+        await asyncio.sleep(0.2)
+        assert not starting.done()
+        await ann.ledger.take_key(erasure)
+        async with asyncio.timeout(5):
+            await starting
+    assert await ann.owner.database.fetchval("SELECT count(*) FROM memories WHERE forgotten_at IS NULL") == 1
+
+
+async def test_a_start_outlives_an_erasure_that_fails_once_the_key_is_gone(
+    ann: Ann, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ann.owner.memories.create(memory(ann.key, "I row."), ann.name.tenant, ONCE)
+    erasure = await ann.ledger.start(ann.scope, [], "", ONCE)
+
+    async def fails(erasure: object) -> int:
+        raise RuntimeError("a row that nobody thought of")
+
+    monkeypatch.setattr(ann.ledger, "erase_rows", fails)
+    await ann.eraser.erase_rows(erasure)
+    assert (await ann.ledger.reload(erasure)).problem == "RuntimeError"
+    with pytest.raises(ScopeErased):
+        await ann.owner.vault.cipher_by_key(ann.key)
+    monkeypatch.undo()
+    assert await ann.eraser.attempt(erasure)
+
+
+async def test_two_erasures_from_a_log_hold_the_person_until_both_are_done(ann: Ann) -> None:
+    first, second = uuid4(), uuid4()
+    for erasure_id, days in ((first, 2), (second, 1)):
+        assert await ann.ledger.take_up(erasure_id, ann.key, [], "", NOW - timedelta(days=days))
+    one, other = await ann.ledger.unfinished()
+    for erasure in (one, other):
+        await ann.eraser.erase_rows(erasure)
+    assert await ann.eraser.attempt(one)
+    with pytest.raises(ErasureInProgress):
+        await ann.owner.memories.create(memory(ann.key, "I swim."), ann.name.tenant, ONCE)
+    assert await ann.eraser.attempt(other)
+    await ann.owner.memories.create(memory(ann.key, "I swim."), ann.name.tenant, ONCE)
+
+
+async def test_erasures_of_one_person_at_the_same_time_are_one(ann: Ann) -> None:
+    erasures = await asyncio.gather(*(ann.ledger.start(ann.scope, [], "", ONCE) for _ in range(4)))
+    assert len({erasure.erasure_id for erasure in erasures}) == 1
+
+
+async def test_another_persons_session_of_the_same_id_keeps_its_request(ann: Ann) -> None:
+    theirs = await ann.owner.persona()
+    again = asked("CreateSession")
+    await ann.session(ann.name, "ann", "s-1", asked("CreateSession"))
+    await ann.session(theirs, "bob", "s-1", again)
+    await ann.erase()
+    assert await ann.owner.database.fetchval("SELECT count(*) FROM requests WHERE method = 'CreateSession'") == 1
+    # A repeat is the same session.
+    assert (await ann.session(theirs, "bob", "s-1", again)).session == "s-1"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_no_request_of_what_was_erased_is_left_and_it_can_be_imported_again(ann: Ann, whole: bool) -> None:
+    create, before = asked("CreateMemory"), asked("CreateMemory")
+    made, forgotten, kept = (memory(ann.key, text) for text in ("I row.", "I sail.", "I swim."))
+    await ann.owner.memories.create(forgotten, ann.name.tenant, before)
+    await ann.owner.memories.forget(ann.key, forgotten.memory_id)
+    await ann.owner.memories.create(made, ann.name.tenant, create)
+    other = memory(ann.owner.vault.scope_key(Scope(ann.name.tenant, ann.name.persona, "bob")), "I row.")
+    await ann.owner.memories.create(other, ann.name.tenant, asked("CreateMemory"))
+    if not whole:
+        await ann.owner.memories.create(kept, ann.name.tenant, asked("CreateMemory"))
+    erased = await ann.erase(*([] if whole else [made.memory_id, forgotten.memory_id]))
+    assert erased["ledger.requests"] == 2
+    rows = await ann.owner.database.fetch("SELECT resource FROM requests")
+    left = (other,) if whole else (other, kept)
+    assert {row["resource"] for row in rows} == {str(one.memory_id) for one in left}
+    again = await ann.owner.memories.create(memory(ann.key, "I row."), ann.name.tenant, create)
+    assert again.text == "I row."
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_tombstone_tells_nothing_of_what_it_stands_for(ann: Ann, whole: bool) -> None:
+    made = memory(ann.key, "I row.", thread="boats", external_id="mail 7", quarantine_reason="INJECTION_IN_MEMORY")
+    past = replace(made, memory_id=uuid4(), occurred_at=NOW - timedelta(days=900), quarantine_reason="")
+    for one in (made, past):
+        await ann.owner.memories.create(one, ann.name.tenant, ONCE, likes("boats"))
+    await ann.owner.database.execute(
+        "UPDATE memories SET valid_to = now(), superseded_by = gen_random_uuid(), thread = 'boats' WHERE kind = 'fact'"
+    )
+    # As an older version left one.
+    await ann.owner.memories.create(memory(ann.key, "I sail.", thread="sails"), ann.name.tenant, ONCE, likes("sails"))
+    await ann.owner.database.execute(
+        "UPDATE memories SET text = NULL, detail = NULL, speaker = NULL, slot = NULL, source_ids = '{}',"
+        " forgotten_at = now() WHERE kind = 'fact' AND thread <> 'boats'"
+    )
+    before = await ann.owner.database.fetchval("SELECT count(*) FROM memories WHERE forgotten_at IS NOT NULL")
+    assert before == 1
+    await ann.erase(*([] if whole else [made.memory_id, past.memory_id]))
+    rows = await ann.owner.database.fetch("SELECT * FROM memories WHERE forgotten_at IS NOT NULL")
+    assert len(rows) == (5 if whole else 4)
+    for row in rows:
+        told = (
+            *("text", "speaker", "detail", "slot", "source_ids", "thread", "external_id", "valid_from", "valid_to"),
+            *("superseded_by", "quarantine_reason", "basis", "extractor"),
+        )
+        assert not [name for name in told if row[name]]
+        assert row["occurred_at"] == row["created_at"]
+
+
+async def test_words_about_consents_are_found_by_their_scope_also_those_of_before(ann: Ann) -> None:
+    database, consents = ann.owner.database, ConsentLedger(ann.owner.database)
+    user, bob = (Name(ann.name.tenant, ann.name.persona, user=user) for user in ("ann", "bob"))
+
+    async def record(name: Name, evidence: str, scope: str | None = None) -> None:
+        await consents.record(name, "MEMORY", "GRANTED", evidence, lambda _, act: act(), scope=scope)
+
+    await record(user, "by mail", ann.key)
+    # As an older version recorded them.
+    for name in (user, bob, ann.name):
+        await record(name, "by phone")
+    await ann.ledger.fill_scopes()
+    rows = await database.fetch("SELECT user_id, scope FROM consents ORDER BY consent_id")
+    assert [(row["user_id"], row["scope"] == ann.key, row["scope"] is None) for row in rows] == [
+        ("ann", True, False),
+        ("ann", True, False),
+        ("bob", False, False),
+        ("", False, True),
+    ]
+    await record(user, "by fax")
+    assert (await ann.erase())["ledger.consent_texts"] == 3
+    rows = await database.fetch("SELECT evidence FROM consents ORDER BY consent_id")
+    assert [row["evidence"] for row in rows] == ["", "", "by phone", "by phone", ""]
+
+
+@pytest.mark.parametrize("known_by", ["consent", "memory", "persona"])
+async def test_an_erasure_from_a_log_has_its_name_again(ann: Ann, known_by: str) -> None:
+    """After a restore only the hash of the person is known, and there may be no session of theirs."""
+    if known_by != "persona":
+        await PersonaLedger(ann.owner.database, ann.owner.vault).create(Name("globex", "p"), "P", "assistant", ONCE)
+    if known_by == "consent":
+        user = Name(ann.name.tenant, ann.name.persona, user="ann")
+        consents = ConsentLedger(ann.owner.database)
+        await consents.record(user, "MEMORY", "GRANTED", "", lambda _, act: act(), scope=ann.key)
+    if known_by == "memory":
+        await ann.owner.memories.create(memory(ann.key, "I row."), ann.name.tenant, asked("CreateMemory"))
+    erasure_id = uuid4()
+    assert await ann.ledger.take_up(erasure_id, ann.key, [], "", NOW)
+    erasure = await ann.ledger.get(ann.name.tenant, erasure_id)
+    assert await ann.ledger.concerns(erasure, "ann")
+    assert not await ann.ledger.concerns(erasure, "bob")
+
+
+async def test_a_line_that_the_disk_takes_in_pieces_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, write = ErasureLog(tmp_path / "erasures.jsonl"), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    log.append(b"the first")
+    log.append(b"the second")
+    assert log.lines() == [b"the first", b"the second"]
+    # Full: it takes some of it and then nothing more.
+    room = [3, 0]
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: room.pop(0)]))
+    with pytest.raises(Unavailable, match="No space left"):
+        log.append(b"the third")
+    monkeypatch.undo()
+    log.append(b"the fourth")
+    assert log.lines()[-1] == b"the fourth"

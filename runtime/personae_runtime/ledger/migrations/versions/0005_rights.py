@@ -49,6 +49,18 @@ _STATEMENTS = (
         proof bytea NOT NULL,
         completed_at timestamptz NOT NULL
     )""",
+    "CREATE INDEX sessions_of_scope ON sessions (scope, session)",
+    # Whose consent it is, by the same keyed hash; NULL of a persona's own, and until a process fills it in.
+    "ALTER TABLE consents ADD COLUMN scope text",
+    "CREATE INDEX consents_by_scope ON consents (scope) WHERE scope IS NOT NULL",
+    "CREATE INDEX consents_without_scope ON consents (consent_id) WHERE scope IS NULL AND user_id <> ''",
+    # What was created by a request goes with its resource. A session's id says nothing without its persona's.
+    """
+    UPDATE requests r SET resource = s.persona || '/' || s.session FROM sessions s
+    WHERE r.method = 'CreateSession' AND s.tenant = r.tenant AND s.session = r.resource AND NOT EXISTS
+        (SELECT FROM sessions o WHERE o.tenant = s.tenant AND o.session = s.session AND o.persona <> s.persona)""",
+    "DELETE FROM requests WHERE method = 'CreateSession' AND position('/' IN resource) = 0",
+    "CREATE INDEX requests_by_resource ON requests (resource, method, tenant)",
 )
 
 
