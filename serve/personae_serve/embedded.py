@@ -26,7 +26,7 @@ from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, Memory, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
-from personae_serve.stores import Stores, keep_swept, open_memory, open_stores
+from personae_serve.stores import Stores, keep_swept, leave_memory, open_memory, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -140,16 +140,17 @@ class EmbeddedHost:
         memory = await open_memory(settings, stores, stack, telemetry) if settings.memory.enabled else None
 
         self.indexer = None
-        if memory is not None:
+        if memory is None:
+            await leave_memory(settings, stores)
+        else:
             self.indexer, self.passage_indexer = memory.indexer, memory.passage_indexer
-            indexing = [
-                asyncio.create_task(indexer.run(self._stopping), name="indexer")
-                for indexer in (memory.indexer, memory.passage_indexer)
-            ]
-            sweeping = asyncio.create_task(
-                keep_swept(settings, stores.memories, memory.indexer, self._stopping), name="sweep"
-            )
-            stack.push_async_callback(stop_tasks, [*indexing, sweeping], self._stopping)
+        # What is kept is forgotten in time whether or not anything recalls it.
+        working = [
+            asyncio.create_task(keep_swept(settings, stores.memories, self.indexer, self._stopping), name="sweep")
+        ]
+        for indexer in () if memory is None else (memory.indexer, memory.passage_indexer):
+            working.append(asyncio.create_task(indexer.run(self._stopping), name="indexer"))
+        stack.push_async_callback(stop_tasks, working, self._stopping)
         self.gateway = Gateway(
             settings,
             stores=stores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -121,14 +122,15 @@ def retention(settings: Settings) -> Retention:
     return Retention(days(told.episode_days), days(told.fact_days), days(told.closed_fact_days))
 
 
-async def keep_swept(settings: Settings, memories: MemoryLedger, indexer: Indexer, stop: asyncio.Event) -> None:
+async def keep_swept(settings: Settings, memories: MemoryLedger, indexer: Indexer | None, stop: asyncio.Event) -> None:
     """Forget what is due, now and then, until `stop` is set; a failure is logged and tried again."""
     kept = retention(settings)
     while not stop.is_set():
         try:
             while not stop.is_set() and (swept := await memories.sweep(kept)):
                 _log.info("memories_swept", count=swept)
-                indexer.notify()
+                if indexer is not None:
+                    indexer.notify()
         except Exception:
             # What is due stays due.
             _log.warning("sweep_failed", exc_info=True)
@@ -157,6 +159,17 @@ async def open_memory(settings: Settings, stores: Stores, stack: AsyncExitStack,
         return Recall(index, store, embedder, on_fallback=on_fallback), indexer
 
     return MemoryParts(*await opened(Part.MEMORIES), *await opened(Part.PASSAGES))
+
+
+async def leave_memory(settings: Settings, stores: Stores) -> None:
+    """Remove embedded indexes of a time when memory was on: no erasure would reach them. With memory on again they are
+    built anew from the ledger."""
+    for part in Part:
+        directory = index_directory(settings.data_dir, part)
+        if directory.exists():
+            await stores.of(part).save_cursor(cursor_name(settings.memory, part), ChangeCursor())
+            await asyncio.to_thread(shutil.rmtree, directory)
+            _log.warning("index_removed", directory=str(directory), reason="memory is off")
 
 
 async def rebuild_memory(

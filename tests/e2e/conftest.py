@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -55,10 +56,11 @@ async def start_hosted(
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosted]:
-    """The host that most tests use."""
-    async with AsyncExitStack() as stack:
-        yield await start_hosted(stack, tmp_path_factory.mktemp("host"))
+async def shared_host() -> AsyncIterator[Hosted]:
+    """The host that most tests use. Not in pytest's folder: see `folder`."""
+    with tempfile.TemporaryDirectory(prefix="personae-host-", ignore_cleanup_errors=True) as folder:
+        async with AsyncExitStack() as stack:
+            yield await start_hosted(stack, Path(folder))
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from personae.v1 import persona_service_pb2
+from personae.v1 import memory_service_pb2, persona_service_pb2
 from personae.v1 import session_service_pb2 as pb
 from personae_runtime.config import load_settings
 from personae_runtime.errors import ConfigError
@@ -58,6 +58,29 @@ async def test_another_master_key_is_refused_and_the_right_one_is_not(hosted: Ho
         again = await start_hosted(stack, tmp_path / "right", ledger={"dsn": dsn, "master_key": right})
         persona = await hosted.api.persona()
         assert await again.api.session(persona)
+
+
+async def test_memory_turned_off_leaves_no_index_and_turned_on_again_builds_it(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    first = await start_host("memory")
+    persona = await first.api.persona()
+    user = new_user(persona)
+    await first.api.remember(user, "My green Brompton is called Kermit.")
+    await first.indexed()
+    ledger = {"dsn": first.host.stores.database.dsn}
+    await first.host.stop()
+    index = tmp_path / "memory" / "memory-index"
+    assert index.is_dir()
+    without = await start_host("memory", ledger, memory={"enabled": False})
+    assert not index.exists()
+    await without.host.stop()
+    again = await start_host("memory", ledger)
+    await again.indexed()
+    found = await again.api.memories.SearchMemories(
+        memory_service_pb2.SearchMemoriesRequest(parent=user, query="green Brompton")
+    )
+    assert [result.memory.text for result in found.results] == ["My green Brompton is called Kermit."]
 
 
 async def test_a_key_file_that_others_can_read_is_refused(start_host: StartHost, tmp_path: Path) -> None:

@@ -204,6 +204,10 @@ class EdgeMemoryIndex:
         where = edge.Filter(must=must) if must else None
         return await self._run(lambda shard: shard.count(edge.CountRequest(exact=True, filter=where)))
 
+    async def being_rebuilt(self) -> bool:
+        """False: an embedded index is rebuilt in its own place, by the process that has it."""
+        return False
+
     async def clear(self) -> None:
         """Remove every point: an empty shard takes the place of the old one."""
         await self._run(lambda _: self._replace_shard())

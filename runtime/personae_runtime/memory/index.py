@@ -151,6 +151,10 @@ class MemoryIndex(Protocol):
         """Points in a scope, or in all; only those among `memory_ids`, if given."""
         ...
 
+    async def being_rebuilt(self) -> bool:
+        """Whether a copy is being filled beside it, or was left half filled: what is deleted here may be in it."""
+        ...
+
     async def clear(self) -> None:
         """Remove every point."""
         ...

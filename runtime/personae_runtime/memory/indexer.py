@@ -160,7 +160,7 @@ class Indexer:
 
         Raises:
             Unavailable: the neighbours can't be made anew yet, as a transaction
-                of the ledger is open (reason INDEX_BEHIND).
+                of the ledger is open, or the index is being rebuilt (reason INDEX_BEHIND).
         """
         which = (scope, list(memory_ids) if memory_ids else None)
         self._on_erase(scope)
@@ -177,6 +177,13 @@ class Indexer:
             await self.catch_up()
             if await self._store.pending(scope, self._name):
                 raise Unavailable("the index has not taken up every change yet", reason="INDEX_BEHIND")
+        if await self._index.being_rebuilt():
+            # The copy is filled from what the ledger held, and perhaps before it forgot.
+            raise Unavailable(
+                "a copy of the index is being filled, or was left half filled: let `personae memory reindex` or"
+                " `personae memory migrate` end, or run it again",
+                reason="INDEX_BEHIND",
+            )
         return IndexErasure(before, await self._index.count(*which))
 
     async def reindex(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -175,6 +176,11 @@ class Connection:
             metadata=metadata,
             retry_after_s=float(wait) if wait else 1.0,
         )
+
+
+def collections_of(alias: str) -> re.Pattern[str]:
+    """Matches the names of an alias's collections; the first group is the number."""
+    return re.compile(rf"{re.escape(alias)}_v\d+_(\d+)")
 
 
 def shard_key(scope: str, shard_keys: int) -> str | None:
@@ -343,6 +349,16 @@ class QdrantMemoryIndex:
             )
         )
         return answer.count
+
+    async def being_rebuilt(self) -> bool:
+        """Whether a collection of ours stands beside the one under the alias: a rebuild, or what an ended one left."""
+        answer = await self._connection.call(lambda client: client.get_collections())
+        ours = collections_of(self._settings.collection)
+        beside = {one.name for one in answer.collections if ours.fullmatch(one.name)}
+        if not beside:
+            return False
+        used = await self._connection.call(lambda client: client.get_aliases())
+        return bool(beside - {alias.collection_name for alias in used.aliases})
 
     async def clear(self) -> None:
         """Remove every point, for a small index; a large one is quicker built anew (`personae memory reindex`)."""

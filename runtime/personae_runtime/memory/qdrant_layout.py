@@ -13,7 +13,6 @@ https://qdrant.tech/documentation/guides/multiple-partitions/.
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -32,7 +31,14 @@ from personae_runtime.memory.index import (
     VALID_TO,
     Difference,
 )
-from personae_runtime.memory.qdrant import BATCH, MOST_HITS, Connection, IndexMissing, shard_key_names
+from personae_runtime.memory.qdrant import (
+    BATCH,
+    MOST_HITS,
+    Connection,
+    IndexMissing,
+    collections_of,
+    shard_key_names,
+)
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, models
@@ -187,7 +193,7 @@ class ServerLayout:
 
         used = await self._connection.call(lambda client: client.get_aliases())
         named = {alias.collection_name for alias in used.aliases}
-        ours = re.compile(rf"{re.escape(self._alias)}_v\d+_(\d+)")
+        ours = collections_of(self._alias)
         numbers = [0]
         for collection in await self._collections():
             match = ours.fullmatch(collection)

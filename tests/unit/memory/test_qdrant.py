@@ -21,6 +21,7 @@ from personae_runtime.evals.store import DictMemoryStore
 from personae_runtime.memory import qdrant, qdrant_layout
 from personae_runtime.memory.factory import Part, build_index, cursor_name
 from personae_runtime.memory.index import DENSE_DIM, SCOPE, MemoryPoint, SparseVector
+from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.qdrant import BATCH, IndexLayoutWrong, IndexMissing, QdrantMemoryIndex, shard_key
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_serve.stores import Stores, rebuild_memory
@@ -202,9 +203,15 @@ async def test_a_rebuild_fills_a_new_collection_while_the_old_one_answers(
     async with opened(settings) as index, ServerLayout(settings) as layout:
         assert await layout.target() == f"{settings.collection}_v2_1"
         assert await index.count() == 5
+        assert not await index.being_rebuilt()
         leftover = await layout.create()
         store.forget(memories[0].memory_id)
+        # The copy may have been filled before that was forgotten.
+        with pytest.raises(Unavailable) as late:
+            await Indexer(index, store, None, "another").erase(memories[0].scope, [memories[0].memory_id])
+        assert late.value.reason == "INDEX_BEHIND"
         assert await rebuild(shard_number=2) == 5
+        assert not await index.being_rebuilt()
         # The index that was open all the time asks the new one.
         assert await index.count() == 4
         assert await layout.target() == f"{settings.collection}_v2_3"
