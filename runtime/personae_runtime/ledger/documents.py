@@ -14,7 +14,7 @@ from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.feed import ChangeFeed
 from personae_runtime.ledger.personas import Mutation, once
-from personae_runtime.ledger.vault import ScopeCipher, ScopeErased, Vault
+from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.memory.passages import Passage, Piece, normalised
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
@@ -154,12 +154,11 @@ class DocumentLedger(ChangeFeed):
         at, document_id = before or (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
         cursor = await self.load_cursor(self._index)
         rows = await self._database.fetch(
-            f"SELECT {_DOCUMENT} FROM documents d WHERE tenant = $3 AND persona = $4 AND deleted_at IS NULL"
-            " AND (created_at, document_id) < ($5, $6) ORDER BY created_at DESC, document_id DESC LIMIT $7",
+            f"SELECT {_DOCUMENT} FROM documents d WHERE scope = $3 AND deleted_at IS NULL"
+            " AND (created_at, document_id) < ($4, $5) ORDER BY created_at DESC, document_id DESC LIMIT $6",
             str(cursor.xid),
             cursor.seq,
-            persona.tenant,
-            persona.persona,
+            self._vault.scope_key(Scope(persona.tenant, persona.persona)),
             at,
             document_id,
             limit,

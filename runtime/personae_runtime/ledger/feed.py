@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from personae_runtime.ledger.database import Database
+from personae_runtime.memory.extraction import CURSOR as EXTRACTION
 from personae_runtime.memory.store import ChangeCursor, MemoryChange
+
+_COUNTED: Final = 10_000
+_ADOPTED: Final = 2_000
+_NOT_INDEXES: Final = (EXTRACTION,)
 
 
 class ChangeFeed:
@@ -65,25 +72,57 @@ class ChangeFeed:
 
     async def total_changes(self) -> int:
         """See MemoryStore."""
-        return int(await self._database.fetchval(f"SELECT count(*) FROM {self._table}"))
+        counted = int(
+            await self._database.fetchval(f"SELECT count(*) FROM (SELECT FROM {self._table} LIMIT {_COUNTED}) AS found")
+        )
+        if counted < _COUNTED:
+            return counted
+        # Of many an estimate does, as they are counted for a progress bar.
+        return max(
+            counted,
+            int(await self._database.fetchval("SELECT reltuples FROM pg_class WHERE oid = $1::regclass", self._table)),
+        )
 
     async def adopt(self) -> None:
         """Bring change ids that another server gave, as after a restore, into this server's order.
 
         Without it the feed would hold such rows back until this server had
-        counted as many transactions; every index starts over.
+        counted as many transactions. Every index starts over; who reads the feed
+        for something else, and has left what it made in the ledger, goes on at
+        the end. May be cut off anywhere, and called again.
         """
+        foreign = (
+            f"SELECT EXISTS (SELECT 1 FROM {self._table} WHERE change_xid > pg_current_xact_id())"
+            " OR EXISTS (SELECT 1 FROM index_cursors WHERE xid > pg_current_xact_id()::text::bigint)"
+        )
         async with self._database.transaction() as connection:
-            foreign = await connection.fetchval(
-                f"SELECT EXISTS (SELECT 1 FROM {self._table} WHERE change_xid > pg_current_xact_id())"
-                " OR EXISTS (SELECT 1 FROM index_cursors WHERE xid > pg_current_xact_id()::text::bigint)"
+            if not await connection.fetchval(foreign):
+                return
+            # First, as an index that began before all rows are in order would miss some.
+            await connection.execute("DELETE FROM index_cursors WHERE NOT (index = ANY($1))", _NOT_INDEXES)
+        # What lies below is in order as it is, before all that this server gives.
+        while await self._adopt_some():
+            pass
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                "UPDATE index_cursors SET xid = pg_current_xact_id()::text::bigint, seq = nextval('memory_changes')"
+                " WHERE index = ANY($1)",
+                _NOT_INDEXES,
             )
-            if foreign:
-                await connection.execute(
-                    f"UPDATE {self._table}"
-                    " SET change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+
+    async def _adopt_some(self) -> bool:
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                f"UPDATE {self._table} SET change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
+                f" WHERE {self._key} IN (SELECT {self._key} FROM {self._table}"
+                "  WHERE change_xid > pg_current_xact_id() ORDER BY change_xid, change_seq LIMIT $1 FOR UPDATE)",
+                _ADOPTED,
+            )
+            return bool(
+                await connection.fetchval(
+                    f"SELECT EXISTS (SELECT 1 FROM {self._table} WHERE change_xid > pg_current_xact_id())"
                 )
-                await connection.execute("DELETE FROM index_cursors")
+            )
 
     async def _pending(self, index: str, scope: str | None) -> int:
         cursor = await self.load_cursor(index)
