@@ -94,12 +94,18 @@ class FactLedger:
         if not statements:
             return
         # Locks the scope as well; one round trip less for every turn that says something.
-        await connection.execute("UPDATE scopes SET profile_stale = true WHERE scope = $1", record.scope)
+        refused = await connection.fetchval(
+            "UPDATE scopes SET profile_stale = true WHERE scope = $1"
+            " RETURNING ARRAY(SELECT slot FROM fact_refusals WHERE scope = $1 AND source = $2)",
+            record.scope,
+            record.memory_id,
+        )
         cipher = await self._vault.cipher_by_key(record.scope, connection)
         added: dict[bytes, list[Claim]] = {}
         for statement in statements:
             slot = self._vault.slot(record.scope, *statement.slot)
-            added.setdefault(slot, []).append(claim(record, statement))
+            if slot not in (refused or ()):
+                added.setdefault(slot, []).append(claim(record, statement))
         rows = await self._rows(connection, cipher, "slot = ANY($2)", list(added))
         changes = _Changes([], [], [])
         for slot, claims in added.items():
@@ -133,6 +139,21 @@ class FactLedger:
         await self.changed(connection, scope, ())
         return len(gone.symmetric_difference(changes.forgotten) - gone)
 
+    async def refuse(self, connection: Connection, scope: str, fact_ids: Collection[UUID]) -> None:
+        """See that what facts rest on does not state them again, however often it is read; other memories may."""
+        cipher = await self._vault.cipher_by_key(scope, connection)
+        rows = await self._rows(connection, cipher, "memory_id = ANY($2)", list(fact_ids))
+        found = {(scope, one.memory_id, row.slot) for row in rows for one in row.claims}
+        await connection.executemany(
+            "INSERT INTO fact_refusals (scope, source, slot) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", sorted(found)
+        )
+
+    async def allow(self, connection: Connection, scope: str, memory_ids: Collection[UUID]) -> None:
+        """Let memories state anything again: their words are others."""
+        await connection.execute(
+            "DELETE FROM fact_refusals WHERE scope = $1 AND source = ANY($2)", scope, list(memory_ids)
+        )
+
     async def changed(self, connection: Connection, scope: str, fact_ids: Collection[UUID]) -> None:
         """Facts are not to be used as they were, as one that was restricted: cards that hold them go."""
         await connection.execute("UPDATE scopes SET profile_stale = true WHERE scope = $1", scope)
@@ -150,6 +171,13 @@ class FactLedger:
         kept = {row.slot for row in mates if row.pinned}
         gone = [row.memory_id for row in rows if not row.pinned and row.slot not in kept]
         gone += [row.memory_id for row in mates if row.slot not in kept and row.memory_id not in due]
+        # Without a slot, or claims, there is nothing that it could take along or give back.
+        alone = await connection.fetch(
+            f"SELECT memory_id FROM memories WHERE scope = $1 AND {_FACTS} AND NOT pinned AND memory_id = ANY($2)",
+            scope,
+            list(due.difference(row.memory_id for row in rows)),
+        )
+        gone += [row["memory_id"] for row in alone]
         await self._forget(connection, scope, gone)
         return len(gone)
 
@@ -219,7 +247,8 @@ _INSERT: Final = (
     " $13, $14, $15, $16)"
 )
 _UPDATE: Final = (
-    "UPDATE memories SET text = $3, speaker = $4, thread = $5, occurred_at = $6, expires_at = $7, detail = $8,"
+    "UPDATE memories SET text = $3, speaker = $4, thread = $5, occurred_at = $6,"
+    " expires_at = least($7, own_expires_at), detail = $8,"
     " slot = $9, valid_from = $10, valid_to = $11, superseded_by = $12, confidence = $13, basis = $14, extractor = $15,"
     " source_ids = $16, version = version + 1, updated_at = now(), change_xid = pg_current_xact_id(),"
     " change_seq = nextval('memory_changes') WHERE memory_id = $1 AND scope = $2"

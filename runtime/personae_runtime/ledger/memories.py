@@ -8,16 +8,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 
 from personae_runtime.errors import Aborted, FailedPrecondition, NotFound
+from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.facts import TOMBSTONE, FactLedger
 from personae_runtime.ledger.feed import ChangeFeed
 from personae_runtime.ledger.personas import Mutation, once
-from personae_runtime.ledger.vault import ScopeErased, Vault
+from personae_runtime.ledger.vault import ScopeCipher, ScopeErased, Vault
 from personae_runtime.memory.extraction import Words
 from personae_runtime.memory.facts import Statement
 from personae_runtime.memory.index import PointKind
@@ -30,6 +31,7 @@ from personae_runtime.memory.store import (
     Span,
 )
 from personae_runtime.policy.decision import AgeBand, PolicyContext
+from personae_runtime.sessions.events import Gap, encode
 
 KEPT = "forgotten_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 """SQL: a row of `memories` whose words are held."""
@@ -40,6 +42,12 @@ _CHANGED = (
     " change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"
 )
 """SQL: assignments that put a row at the end of the feed."""
+TURNS_OF = (
+    "FROM memories m JOIN sessions s ON s.scope = m.scope AND m.thread = $3 || s.session"
+    " JOIN turns t ON t.session_pk = s.session_pk AND t.turn_no = m.ordinal"
+    " WHERE m.scope = $1 AND m.memory_id = ANY($2) AND m.source = 'turn'"
+)
+"""SQL: turns whose words memories hold. $1 scope, $2 memory ids, $3 what threads of sessions begin with."""
 _COLUMNS = (
     "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
     " detail, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
@@ -62,6 +70,49 @@ class Retention:
     closed_facts: timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A question of the sweep, answered in pages by one index.
+
+    Attributes:
+        query: of an age, the place (time, id) after which the page begins, and its size.
+        are_facts: what it finds goes for its age, and not with what it says.
+    """
+
+    query: str
+    are_facts: bool = False
+
+
+def _due(at: str, where: str, stays: str = "false", *, are_facts: bool = False) -> _Due:
+    # What stays is told apart only within the page: a page is never looked for among many that stay.
+    return _Due(
+        f"SELECT memory_id, scope, at, {stays} AS stays FROM (SELECT memory_id, scope, {at} AS at, slot, valid_to"
+        f" FROM memories WHERE forgotten_at IS NULL AND {where} AND {at} <= now() - $1::interval"
+        f" AND ({at}, memory_id) > ($2::timestamptz, $3::uuid) ORDER BY {at}, memory_id LIMIT $4) m"
+        " ORDER BY at, memory_id",
+        are_facts,
+    )
+
+
+_FIRST = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
+_EXPIRED = _due("expires_at", "expires_at IS NOT NULL")
+_OLD_WORDS = _due(
+    "greatest(occurred_at, created_at)",
+    "kind = 'episode' AND NOT pinned",
+    "EXISTS (SELECT FROM memories f WHERE f.scope = m.scope AND f.kind = 'fact' AND f.forgotten_at IS NULL"
+    " AND (f.valid_to IS NULL OR f.pinned) AND f.source_ids @> ARRAY[m.memory_id])",
+)
+_OLD_FACTS = _due(
+    "occurred_at",
+    "kind = 'fact' AND NOT pinned",
+    # A fact that holds takes what is older in its slot along, unless somebody pinned that.
+    "m.valid_to IS NULL AND EXISTS (SELECT FROM memories p WHERE p.scope = m.scope AND p.slot = m.slot"
+    " AND p.kind = 'fact' AND p.forgotten_at IS NULL AND p.pinned)",
+    are_facts=True,
+)
+_CLOSED_FACTS = _due("valid_to", "kind = 'fact' AND NOT pinned AND valid_to IS NOT NULL", are_facts=True)
+
+
 class MemoryLedger(ChangeFeed):
     """Implements `personae_runtime.memory.store.MemoryStore`, and the writes."""
 
@@ -69,6 +120,7 @@ class MemoryLedger(ChangeFeed):
         super().__init__(database, table="memories", key="memory_id", erased="forgotten_at")
         self._vault = vault
         self.facts = FactLedger(vault, cap=max_facts)
+        self._swept: dict[Retention, dict[_Due, tuple[datetime, UUID]]] = {}
 
     async def create(
         self, record: MemoryRecord, tenant: str, mutation: Mutation, statements: Sequence[Statement] = ()
@@ -189,6 +241,8 @@ class MemoryLedger(ChangeFeed):
         async with self._database.transaction() as connection:
 
             async def act() -> str:
+                # Sessions and turns before scopes, as everywhere.
+                turns = await self._turns(connection, scope, memory_id) if {"text", "restricted"} & set(changes) else ()
                 await self.facts.lock(connection, scope)
                 row = await connection.fetchrow(
                     f"SELECT {_COLUMNS} FROM memories WHERE memory_id = $1 AND scope = $2 AND {KEPT} FOR UPDATE",
@@ -212,7 +266,7 @@ class MemoryLedger(ChangeFeed):
                 await connection.execute(
                     "UPDATE memories SET text = $2, speaker = $3, occurred_at = $4, expires_at = $5, pinned = $6,"
                     " restricted_at = CASE WHEN $7 THEN coalesce(restricted_at, now()) END, quarantine_reason = $8,"
-                    f" {_CHANGED} WHERE memory_id = $1",
+                    f" own_expires_at = CASE WHEN $9 THEN $5 ELSE own_expires_at END, {_CHANGED} WHERE memory_id = $1",
                     memory_id,
                     cipher.seal(new.text.encode(), f"memory/{memory_id}/text"),
                     cipher.seal(new.speaker.encode(), f"memory/{memory_id}/speaker"),
@@ -221,17 +275,71 @@ class MemoryLedger(ChangeFeed):
                     new.pinned,
                     new.restricted,
                     new.quarantine_reason,
+                    old.fact is not None and "expires_at" in changes,
                 )
+                if turns:
+                    await self._retire(connection, cipher, turns, old, new)
                 if old.fact is not None:
                     await self.facts.changed(connection, scope, [memory_id])
                 elif _supports(new) != _supports(old):
                     await self.drop_support(connection, scope, [memory_id])
+                    if new.text != old.text:
+                        await self.facts.allow(connection, scope, [memory_id])
                     if not new.restricted and not new.quarantine_reason:
                         await self.facts.add(connection, new, states(new))
                 return str(memory_id)
 
             await once(connection, tenant, mutation, act)
+        if {"text", "restricted"} & set(changes):
+            # The marker may be another.
+            self._vault.drop((scope,))
         return await self.get(scope, memory_id)
+
+    async def _turns(self, connection: Connection, scope: str, memory_id: UUID) -> list[asyncpg.Record]:
+        """The turn that left a memory, locked, unless its words are gone already."""
+        # It imports this module.
+        from personae_runtime.ledger.sessions import thread_of
+
+        return await connection.fetch(
+            f"SELECT t.session_pk, t.turn_no, t.first_event_id, t.last_event_id {TURNS_OF}"
+            " AND t.erased_at IS NULL AND t.state <> 'RUNNING' ORDER BY t.session_pk, t.turn_no FOR UPDATE OF s, t",
+            scope,
+            [memory_id],
+            thread_of(""),
+        )
+
+    async def _retire(
+        self,
+        connection: Connection,
+        cipher: ScopeCipher,
+        turns: Sequence[asyncpg.Record],
+        old: MemoryRecord,
+        new: MemoryRecord,
+    ) -> None:
+        """See that the turn which left a memory says no more than the memory does.
+
+        Words that were replaced leave it, with the reply to them and its events,
+        as if they had been erased. Words that are restricted stay in it, but out
+        of the history; they are in it again when the restriction is lifted.
+        """
+        if new.text == old.text and new.restricted == old.restricted:
+            return
+        for turn in turns:
+            key = (turn["session_pk"], turn["turn_no"])
+            if new.text != old.text:
+                await erase_turn(connection, cipher, *key, turn["first_event_id"], turn["last_event_id"])
+            else:
+                await connection.execute(
+                    "UPDATE turns SET in_history = $3 WHERE session_pk = $1 AND turn_no = $2", *key, not new.restricted
+                )
+        if new.text != old.text or new.restricted:
+            # In the same transaction: what is read anew when this is heard of must not be the old words.
+            await connection.execute(
+                "UPDATE scopes SET marker = $2, changed_epoch = $3 WHERE scope = $1 AND destroyed_at IS NULL",
+                old.scope,
+                uuid4().hex[:16],
+                await bump(connection),
+            )
 
     async def quarantine(self, memory_id: UUID, reason: str) -> None:
         """Keep a memory from every prompt until its words are others; the first reason code stays."""
@@ -275,6 +383,8 @@ class MemoryLedger(ChangeFeed):
 
         Within the caller's transaction, which has locked the scope (`facts.lock`).
         """
+        with suppress(ScopeErased):
+            await self.facts.refuse(connection, scope, memory_ids)
         dropped = await self.drop_support(connection, scope, memory_ids)
         rows = await connection.fetch(
             f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL RETURNING 1", list(memory_ids)
@@ -289,35 +399,46 @@ class MemoryLedger(ChangeFeed):
         return 0
 
     async def sweep(self, retention: Retention, *, limit: int = 500) -> int:
-        """Forget what is due, at most about `limit` memories; how many. Call again until it is 0.
+        """Forget what is due, until it is at least `limit` memories or there is no more; how many. Call until it is 0.
 
         Due is what has expired, and what is older than `retention` says. Pinned
-        memories stay, and so do words that a fact which still holds rests on.
+        memories stay, and so do words that a fact which still holds, or is
+        pinned, rests on. A call goes on where the one before stopped, so that
+        what stays is not looked at again before all the rest was.
         """
-        due = await self._database.fetch(
-            "SELECT memory_id, scope, 'expired' AS why FROM memories"
-            " WHERE forgotten_at IS NULL AND expires_at <= now()"
-            " UNION ALL SELECT memory_id, scope, 'episode' FROM memories m WHERE forgotten_at IS NULL"
-            "  AND kind = 'episode' AND NOT pinned AND occurred_at < now() - $1::interval AND created_at < now() - $1"
-            "  AND NOT EXISTS (SELECT FROM memories f WHERE f.scope = m.scope AND f.kind = 'fact'"
-            "   AND f.forgotten_at IS NULL AND f.valid_to IS NULL AND f.source_ids @> ARRAY[m.memory_id])"
-            " UNION ALL SELECT memory_id, scope, 'fact' FROM memories WHERE forgotten_at IS NULL AND kind = 'fact'"
-            "  AND NOT pinned AND (occurred_at < now() - $2::interval OR valid_to < now() - $3::interval)"
-            " LIMIT $4",
-            retention.episodes,
-            retention.facts,
-            retention.closed_facts,
-            limit,
-        )
-        by_scope: dict[tuple[str, bool], list[UUID]] = {}
-        for row in due:
-            by_scope.setdefault((row["scope"], row["why"] == "fact"), []).append(row["memory_id"])
+        places = self._swept.setdefault(retention, {})
         done = 0
-        for (scope, is_fact), memory_ids in by_scope.items():
+        for due, age in (
+            (_EXPIRED, timedelta(0)),
+            (_OLD_FACTS, retention.facts),
+            (_CLOSED_FACTS, retention.closed_facts),
+            # Last, as facts that go may have kept them.
+            (_OLD_WORDS, retention.episodes),
+        ):
+            more = age is not None
+            while more:
+                if done >= limit:
+                    return done
+                rows = await self._database.fetch(due.query, age, *places.get(due, _FIRST), limit)
+                more = len(rows) == limit
+                if rows:
+                    places[due] = (rows[-1]["at"], rows[-1]["memory_id"])
+                done += await self._sweep([row for row in rows if not row["stays"]], are_facts=due.are_facts)
+        # The next call begins anew.
+        self._swept.clear()
+        return done
+
+    async def _sweep(self, rows: Sequence[asyncpg.Record], *, are_facts: bool) -> int:
+        by_scope: dict[str, list[UUID]] = {}
+        for row in rows:
+            by_scope.setdefault(row["scope"], []).append(row["memory_id"])
+        done = 0
+        for scope, memory_ids in by_scope.items():
             async with self._database.transaction() as connection:
                 await self.facts.lock(connection, scope)
-                if is_fact:
-                    done += await self.facts.expire(connection, scope, memory_ids)
+                if are_facts:
+                    with suppress(ScopeErased):
+                        done += await self.facts.expire(connection, scope, memory_ids)
                 else:
                     done += await self.erase_words(connection, scope, memory_ids)
         return done
@@ -398,12 +519,13 @@ class MemoryLedger(ChangeFeed):
         found = await self.read(list(wanted)) if wanted else {}
         return {row["memory_id"]: (found.get(row["before"]), found.get(row["after"])) for row in rows}
 
-    async def record(self, row: asyncpg.Record) -> MemoryRecord | None:
-        """The memory that a whole row holds; None if its scope was erased."""
-        try:
-            cipher = await self._vault.cipher_by_key(row["scope"])
-        except ScopeErased:
-            return None
+    async def record(self, row: asyncpg.Record, cipher: ScopeCipher | None = None) -> MemoryRecord | None:
+        """The memory that a whole row holds; None if its scope was erased. A cipher that is held reads it still."""
+        if cipher is None:
+            try:
+                cipher = await self._vault.cipher_by_key(row["scope"])
+            except ScopeErased:
+                return None
         memory_id = row["memory_id"]
         detail = row["detail"]
         return MemoryRecord(
@@ -426,6 +548,39 @@ class MemoryLedger(ChangeFeed):
             version=row["version"],
             updated_at=row["updated_at"],
         )
+
+
+async def erase_turn(
+    connection: Connection, cipher: ScopeCipher | None, session_pk: int, turn_no: int, first: int, last: int
+) -> int:
+    """Take the words of a turn that has ended, its reply and its events; how many events.
+
+    One that tells a stream that there were some stands in their place, if there is a cipher to seal it with.
+    """
+    # It imports this module.
+    from personae_runtime.ledger.sessions import event_place
+
+    await connection.execute(
+        "UPDATE turns SET user_text = NULL, reply_text = NULL, in_history = false, body_mac = '', erased_at = now()"
+        " WHERE session_pk = $1 AND turn_no = $2",
+        session_pk,
+        turn_no,
+    )
+    gone = await connection.fetch(
+        "DELETE FROM events WHERE session_pk = $1 AND turn_no = $2 RETURNING 1", session_pk, turn_no
+    )
+    if cipher is not None:
+        body = Gap(first, last)
+        await connection.execute(
+            "INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
+            " VALUES ($1, $2, $3, $4, $5, now())",
+            session_pk,
+            last,
+            turn_no,
+            body.kind,
+            cipher.seal(encode(body), event_place(session_pk, last)),
+        )
+    return len(gone)
 
 
 def _supports(record: MemoryRecord) -> tuple[object, ...]:
