@@ -202,7 +202,8 @@ class LedgerSettings(_Section):
     erasure_log: FilePath | None = Field(
         None,
         description="File to which the proof of every erasure is appended, so that a restored ledger erases again what"
-        " it brought back; unset is erasures.jsonl in data_dir. Keep it apart from the ledger and its backups.",
+        " it brought back; unset is erasures.jsonl in data_dir. Required in production on a cluster, on storage that all"
+        " gateways share. Keep it apart from the ledger and its backups.",
         examples=["/var/lib/personae-log/erasures.jsonl"],
     )
 
@@ -876,6 +877,9 @@ class Settings(BaseSettings):
         wrong: dict[str, str] = {}
         if self.ledger.master_key is None:
             wrong["ledger.master_key"] = "set in production: only development generates a key"
+        if self.cluster.address is not None and self.ledger.erasure_log is None:
+            # A node's data_dir goes with the node, and a restore would bring back what was erased.
+            wrong["ledger.erasure_log"] = "set in production on a cluster: a file on storage that all gateways share"
         if self.engine.kind == "synthetic":
             wrong["engine.kind"] = "an engine with a model: `synthetic` is for load tests in development"
         if any(model.kind == "synthetic" for model in self.cluster.models):

@@ -17,6 +17,7 @@ import yaml
 
 from personae_runtime.config import Settings, load_settings
 from personae_runtime.engines.shape import read_model_shape
+from personae_runtime.errors import ConfigError
 from personae_serve.deployments.fit import Hardware, Node, check
 from tests.conftest import ROOT, run_python
 from tests.unit.infra.models import write_models
@@ -171,7 +172,8 @@ def test_references_resolve(overlay: str) -> None:
                 if "secret" in volume:
                     secrets.add(volume["secret"]["secretName"])
                 if "persistentVolumeClaim" in volume:
-                    assert volume["persistentVolumeClaim"]["claimName"] in CLAIMS
+                    claim = volume["persistentVolumeClaim"]["claimName"]
+                    assert claim in CLAIMS or ("PersistentVolumeClaim", claim) in resources
             for container in containers(template):
                 assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
                 for source in container.get("envFrom", ()):
@@ -284,10 +286,28 @@ def test_personae_toml_agrees_with_the_pods(
     for file in (settings.gateway.tls.certificate, settings.gateway.tls.private_key):
         assert file is not None
         assert str(file.parent) in mounts
+    # Proofs of erasures outlive the pods, and all gateways write to the same file.
+    assert settings.ledger.erasure_log is not None
+    (log,) = (one for one in gateway["volumeMounts"] if one["mountPath"] == str(settings.ledger.erasure_log.parent))
+    (volume,) = (one for one in cpu["volumes"] if one["name"] == log["name"])
+    claim = resources[("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])]
+    assert claim["spec"]["accessModes"] == (["ReadWriteMany"] if overlay == "region" else ["ReadWriteOnce"])
+    assert not log.get("readOnly")
     endpoint = settings.telemetry.otlp_endpoint
     assert endpoint is not None
     host, _, otlp = endpoint.removeprefix("http://").partition(":")
     assert int(otlp) in {one["port"] for one in resources[("Service", host)]["spec"]["ports"]}
+
+
+def test_a_cluster_in_production_is_refused_without_an_erasure_log(
+    tmp_path: Path, no_personae_environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay_settings("region", tmp_path, monkeypatch)
+    lines = (KUBERNETES / "overlays" / "region" / "personae.toml").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "personae.toml"
+    file.write_text("\n".join(line for line in lines if not line.startswith("erasure_log")), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"ledger\.erasure_log"):
+        load_settings(file)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
