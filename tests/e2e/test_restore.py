@@ -45,15 +45,17 @@ async def test_a_restored_backup_is_erased_again_before_anything_is_served(
         hosted = await start_hosted(stack, data, ledger={"dsn": dsn})
         api = hosted.api
         persona = await api.persona()
-        gone, some, kept = new_user(persona), new_user(persona), new_user(persona)
+        gone, some, kept, quiet = (new_user(persona) for _ in range(4))
         session = await api.session(persona, gone)
         await api.say(session, TOLD)
         single = await api.remember(some, TOLD)
         other = await api.remember(some, BIKE)
         untouched = await api.remember(kept, BIKE)
+        await api.remember(quiet, TOLD)
         await asyncio.to_thread(postgres, "pg_dump", "-Fc", "-f", str(dump), *database(dsn))
         first = await api.erase(gone)
         await api.erase(some, single.name)
+        second = await api.erase(quiet)
         # What came after the backup is lost with it; the erasures are not.
         log = data / "erasures.jsonl"
         lines = log.read_text().splitlines()
@@ -70,18 +72,21 @@ async def test_a_restored_backup_is_erased_again_before_anything_is_served(
         api = hosted.api
         # Gone before the first call could come in; the rest of each erasure follows.
         assert await everywhere(hosted, CANARY) == []
-        assert await api.memories_of(gone) == []
+        assert await api.memories_of(gone) == await api.memories_of(quiet) == []
         assert await api.memories_of(some) == [other]
         assert await api.memories_of(kept) == [untouched]
         ledger = hosted.host.stores.database
         async with asyncio.timeout(20):
-            while await ledger.fetchval("SELECT count(*) FROM erasures") < 2:
+            while await ledger.fetchval("SELECT count(*) FROM erasures") < 3:
                 await hosted.host.gateway.eraser.ended(0.2)
         for row in await ledger.fetch("SELECT proof FROM erasures"):
             proof = pb.ErasureProof.FromString(row["proof"])
             assert proofs.holds(proof, hosted.host.stores.vault.public_key)
             assert not any(proof.remaining.values())
             assert sum(proof.erased.values()) > 0
+        # By the names that they had, also of somebody who never had a session.
+        for erased in (first, second):
+            assert (await api.proof(f"tenants/demo/operations/{erased.erasure_id}")).scope == erased.scope
         await hosted.indexed()
         assert await hosted.points(gone) == 0
         assert await hosted.points(kept) == 1
@@ -89,8 +94,8 @@ async def test_a_restored_backup_is_erased_again_before_anything_is_served(
     async with AsyncExitStack() as stack:
         hosted = await start_hosted(stack, data, ledger={"dsn": restored})
         assert await hosted.host.stores.database.fetchval("SELECT count(*) FROM operations WHERE done_at IS NULL") == 0
-        assert await hosted.host.stores.database.fetchval("SELECT count(*) FROM operations") == 2
-        assert len(log.read_text().splitlines()) == 6
+        assert await hosted.host.stores.database.fetchval("SELECT count(*) FROM operations") == 3
+        assert len(log.read_text().splitlines()) == 8
 
 
 @pytest.mark.parametrize("step", ["erase_rows", "finish"])

@@ -187,6 +187,9 @@ class ErasureLedger:
             personas = [row["persona"] for row in rows]
         return any(self._vault.scope_key(Scope(erasure.tenant, persona, user)) == erasure.scope for persona in personas)
 
+    def _scope_keys(self, people: list[Scope]) -> list[str]:
+        return [self._vault.scope_key(person) for person in people]
+
     async def fill_scopes(self) -> None:
         """Write down whose consents those are that were recorded before that was."""
         after = 0
@@ -199,9 +202,8 @@ class ErasureLedger:
             )
             if not rows:
                 return
-            scopes = await asyncio.to_thread(
-                lambda rows=rows: [self._vault.scope_key(Scope(*list(row.values())[1:])) for row in rows]
-            )
+            people = [Scope(row["tenant"], row["persona"], row["user_id"]) for row in rows]
+            scopes = await asyncio.to_thread(self._scope_keys, people)
             await self._database.execute(
                 "UPDATE consents c SET scope = f.scope FROM unnest($1::bigint[], $2::text[]) AS f (consent_id, scope)"
                 " WHERE c.consent_id = f.consent_id",

@@ -98,10 +98,10 @@ async def test_a_thousand_scopes_random_deletions_exact_survivors(new_owner: New
     assert await index.count() == 4000
 
     for person in draw.sample(people, 60):
-        scope = Scope(name.tenant, name.persona, person)
+        subject = Scope(name.tenant, name.persona, person)
         # All of them, the first memory, or the second.
         which = draw.choice(([], [0], [1]))
-        erasure = await ledger.start(scope, [held[person][at].memory_id for at in which], "", ONCE)
+        erasure = await ledger.start(subject, [held[person][at].memory_id for at in which], "", ONCE)
         assert await eraser.attempt(erasure)
         # What rests on a memory alone goes with it.
         for at in {(): (0, 1, 2, 3), (0,): (0, 3), (1,): (1,)}[tuple(which)]:
