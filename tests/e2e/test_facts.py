@@ -280,6 +280,23 @@ async def test_a_person_who_may_not_be_remembered_has_neither_facts_nor_a_card(h
     await api.say(await api.session(persona, user), "I work as a nurse. Where do I live?")
     assert "Porto" not in hosted.engine.last_prompt
     assert list(await facts_of(api, user)) == ["Lives in Porto."]
+    # Nor are facts drawn from words that are rectified, and those of the old ones go.
+    [source] = [memory for memory in await api.memories_of(user) if memory.text == "I live in Porto."]
+    await api.memories.UpdateMemory(
+        pb.UpdateMemoryRequest(memory=pb.Memory(name=source.name, text="I live in Lisbon."))
+    )
+    assert await facts_of(api, user) == {}
+
+
+async def test_an_erased_person_has_an_empty_card_as_an_unknown_one_has(hosted: Hosted) -> None:
+    api = hosted.api
+    persona = await api.persona()
+    user, unknown = new_user(persona), new_user(persona)
+    await said(api, user, "I live in Porto.")
+    assert (await profile_of(api, user)).text
+    await api.erase(user)
+    assert await profile_of(api, user) == pb.Profile(name=f"{user}/profile")
+    assert await profile_of(api, unknown) == pb.Profile(name=f"{unknown}/profile")
 
 
 async def test_facts_can_be_turned_off_and_a_profile_is_its_own_users(start_host: StartHost, hosted: Hosted) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import timestamp_pb2
+from google.protobuf import field_mask_pb2, timestamp_pb2
 
+from personae.v1 import corpus_service_pb2, policy_service_pb2
 from personae.v1 import memory_service_pb2 as pb
-from personae.v1 import policy_service_pb2
 from personae_runtime.config import MemorySettings, QdrantSettings
 from personae_runtime.errors import Unavailable
 from personae_runtime.memory.factory import Part, server_settings
@@ -216,6 +217,69 @@ async def test_withdrawn_consent_stops_recall_and_remembering_until_it_is_grante
     await consent(api, user, policy_service_pb2.CONSENT_STATE_GRANTED)
     events = await api.say(await api.session(persona, user), "What is my green Brompton called?")
     assert "memory_citation" in kinds(events)
+
+
+async def test_a_rectified_turn_leaves_the_history_of_an_open_session(hosted: Hosted) -> None:
+    api = hosted.api
+    persona = await api.persona()
+    user = new_user(persona)
+    session = await api.session(persona, user)
+    hosted.engine.will_say("So your bicycle is called Kermit. ", "What a name.")
+    await api.say(session, BIKE, "t1")
+    await api.say(session, "How are you?", "t2")
+    assert "Kermit" in hosted.engine.last_prompt
+    [said] = [memory for memory in await api.memories_of(user) if memory.text == BIKE]
+    vault = hosted.host.stores.vault
+    before = await vault.cipher_by_key(hosted.scope(user))
+
+    async def change(mask: str, **fields: Any) -> None:
+        memory = pb.Memory(name=said.name, **fields)
+        await api.memories.UpdateMemory(
+            pb.UpdateMemoryRequest(memory=memory, update_mask=field_mask_pb2.FieldMask(paths=[mask]))
+        )
+
+    async def prompt() -> str:
+        await api.say(session, "And now?")
+        return hosted.engine.last_prompt
+
+    # What is neither new words nor a restriction leaves the turn as it was.
+    await change("pinned", pinned=True)
+    assert "Kermit" in await prompt()
+    await change("restricted", restricted=True)
+    held = await vault.cipher_by_key(hosted.scope(user))
+    assert held.marker != before.marker
+    restricted = await prompt()
+    assert "Kermit" not in restricted
+    assert "How are you?" in restricted
+    # Kept, though: it can be read.
+    assert (await api.turns(session))[0].user_text == BIKE
+    await change("restricted")
+    await change("text", text="My bicycle is a red Dahon called Fozzie.")
+    rectified = await prompt()
+    assert "Kermit" not in rectified
+    assert "How are you?" in rectified
+    first, second, *_ = await api.turns(session)
+    assert (first.user_text, first.reply_text, second.user_text) == ("", "", "How are you?")
+    assert kinds(await api.attached(session, turn_id="t1")) == ["gap"]
+
+
+async def test_a_time_out_of_range_is_the_callers_fault(api: Api) -> None:
+    persona = await api.persona()
+    user = new_user(persona)
+    made = await api.remember(user, BIKE)
+    for seconds in (253402300800, -62135596801):
+        never = timestamp_pb2.Timestamp(seconds=seconds)
+        for field in ("occur_time", "expire_time"):
+            changed = pb.Memory(name=made.name, **{field: never})
+            refused = await failure(api.memories.UpdateMemory(pb.UpdateMemoryRequest(memory=changed)))
+            assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"memory.{field}"])
+            refused = await failure(api.remember(user, BIKE, **{field: never}))
+            assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        document = corpus_service_pb2.Document(title="A talk", text="I row.", publish_time=never)
+        refused = await failure(
+            api.corpus.CreateDocument(corpus_service_pb2.CreateDocumentRequest(parent=persona, document=document))
+        )
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["document.publish_time"])
 
 
 async def test_what_policy_refuses_is_not_stored(api: Api) -> None:

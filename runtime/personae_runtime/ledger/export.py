@@ -2,23 +2,23 @@
 
 Every line is a JSON object with a `type`. They are read in one snapshot, so that
 no line knows of a change that another does not, and only as fast as they are
-taken. Nothing of an export is kept.
+taken. Nothing of an export is kept. What is erased meanwhile ends the export:
+half of one must not look like a whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable
 from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
 import orjson
 
-from personae_runtime.errors import NotFound
+from personae_runtime.errors import Aborted, NotFound, ResourceExhausted
 from personae_runtime.ledger.database import Database
-from personae_runtime.ledger.memories import KEPT, MemoryLedger
+from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.profiles import place as profile_place
 from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
@@ -27,33 +27,83 @@ from personae_runtime.names import Name
 
 SCHEMA: Final = "personae.export/1"
 _AT_ONCE: Final = 4
+_WAIT_S: Final = 5.0
+_RETRY_S: Final = 5.0
 _PREFETCH: Final = 100
 
 
 class ExportLedger:
-    """Reads exports; a few at a time, as each has a connection of its own for as long as its reader takes."""
+    """Reads exports: one of a scope, and a few at a time, as each has a connection for as long as its reader takes."""
 
     def __init__(self, database: Database, vault: Vault, memories: MemoryLedger) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
         self._places = asyncio.Semaphore(_AT_ONCE)
+        # Those that run; False once what they read was taken away.
+        self._whole: dict[str, bool] = {}
+
+    def let_go(self, scopes: Iterable[str]) -> None:
+        """Something of these scopes was taken away: an export of theirs that runs ends without a record."""
+        for scope in scopes:
+            if scope in self._whole:
+                self._whole[scope] = False
 
     async def read(self, subject: Name) -> AsyncGenerator[dict[str, Any], None]:
         """Everything held of a user: `header`, `memory`, `profile`, `session`, `turn`, `decision`, `consent`.
 
         Raises:
             NotFound: there is no such persona.
+            ResourceExhausted: the user is being exported already, or too many others are.
+            Aborted: something of it was erased, replaced or restricted meanwhile.
         """
         scope = self._vault.scope_key(Scope(subject.tenant, subject.persona, subject.user))
-        async with self._places:
-            connection = await self._database.connect()
+        if scope in self._whole:
+            raise ResourceExhausted("this user is being exported", reason="EXPORT_RUNNING", retry_after_s=_RETRY_S)
+        self._whole[scope] = True
+        try:
             try:
-                async with connection.transaction(isolation="repeatable_read", readonly=True):
-                    async for item in self._read(connection, subject, scope):
-                        yield item
+                await asyncio.wait_for(self._places.acquire(), _WAIT_S)
+            except TimeoutError:
+                raise ResourceExhausted(
+                    f"{_AT_ONCE} exports run", reason="TOO_MANY_EXPORTS", retry_after_s=_RETRY_S
+                ) from None
+            try:
+                connection = await self._database.connect()
+                try:
+                    async with connection.transaction(isolation="repeatable_read", readonly=True):
+                        async for item in self._read(connection, subject, scope):
+                            self._require_whole(scope)
+                            yield item
+                        self._require_whole(scope)
+                finally:
+                    connection.terminate()
             finally:
-                connection.terminate()
+                self._places.release()
+        finally:
+            del self._whole[scope]
+
+    def _require_whole(self, scope: str) -> None:
+        if not self._whole[scope]:
+            raise _overtaken()
+
+    async def _cipher(self, connection: asyncpg.Connection, scope: str) -> ScopeCipher | None:
+        """The key of what the snapshot holds; None if it holds nothing that a key opens."""
+        generation = await connection.fetchval(
+            "SELECT generation FROM scopes WHERE scope = $1 AND destroyed_at IS NULL", scope
+        )
+        if generation is None:
+            return None
+        try:
+            cipher = await self._vault.cipher_by_key(scope)
+            if cipher.generation != generation:
+                self._vault.drop((scope,))
+                cipher = await self._vault.cipher_by_key(scope)
+        except ScopeErased:
+            raise _overtaken() from None
+        if cipher.generation != generation:
+            raise _overtaken()
+        return cipher
 
     async def _read(
         self, connection: asyncpg.Connection, subject: Name, scope: str
@@ -64,14 +114,12 @@ class ExportLedger:
         if at is None:
             raise NotFound(f"{subject.persona_name()} does not exist")
         yield {"type": "header", "schema": SCHEMA, "subject": subject.user_name(), "time": _time(at)}
-        cipher: ScopeCipher | None = None
-        if await connection.fetchval("SELECT true FROM scopes WHERE scope = $1 AND destroyed_at IS NULL", scope):
-            with suppress(ScopeErased):
-                cipher = await self._vault.cipher_by_key(scope)
+        cipher = await self._cipher(connection, scope)
         if cipher is not None:
-            query = f"SELECT * FROM memories WHERE scope = $1 AND {KEPT} ORDER BY created_at, memory_id"
+            # What has expired is held until it is swept.
+            query = "SELECT * FROM memories WHERE scope = $1 AND forgotten_at IS NULL ORDER BY created_at, memory_id"
             async for row in connection.cursor(query, scope, prefetch=_PREFETCH):
-                record = await self._memories.record(row)
+                record = await self._memories.record(row, cipher)
                 if record is not None:
                     yield _memory(subject, record)
             async for card in connection.cursor(
@@ -134,6 +182,12 @@ class ExportLedger:
                 "evidence": consent["evidence"],
                 "time": _time(consent["created_at"]),
             }
+
+
+def _overtaken() -> Aborted:
+    return Aborted(
+        "something of this user was erased, replaced or restricted meanwhile; begin again", reason="EXPORT_OVERTAKEN"
+    )
 
 
 def to_line(item: dict[str, Any]) -> str:

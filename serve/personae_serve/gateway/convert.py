@@ -16,6 +16,7 @@ from personae.v1 import (
     policy_service_pb2,
     session_service_pb2,
 )
+from personae_runtime.errors import InvalidArgument
 from personae_runtime.ledger.control import ConsentRow
 from personae_runtime.ledger.documents import DocumentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
@@ -42,9 +43,21 @@ def timestamp(value: datetime | None) -> timestamp_pb2.Timestamp | None:
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=value.microsecond * 1000)
 
 
-def from_timestamp(message: timestamp_pb2.Timestamp) -> datetime:
-    """A Timestamp as an aware UTC datetime."""
-    return message.ToDatetime(tzinfo=UTC)
+def from_timestamp(message: timestamp_pb2.Timestamp, field: str = "") -> datetime:
+    """A Timestamp as an aware UTC datetime.
+
+    Args:
+        field: path of the request's field that holds it.
+
+    Raises:
+        InvalidArgument: it is no time of the years 1 to 9999.
+    """
+    try:
+        return message.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            f"{field or 'a time'} is out of range", violations=((field, "a time of the years 1 to 9999"),)
+        ) from None
 
 
 def _enum(kind: type[E], name: str) -> E:

@@ -188,8 +188,11 @@ class Gateway:
             profiles=profiles if settings.memory.enabled else None,
         )
 
+        exports = ExportLedger(stores.database, stores.vault, stores.memories)
+
         def let_go(scopes: list[str]) -> None:
             stores.vault.drop(scopes)
+            exports.let_go(scopes)
             runner.let_go(scopes)
 
         control.on_scopes = let_go
@@ -232,7 +235,7 @@ class Gateway:
                 self._engines,
                 erasures,
                 eraser,
-                ExportLedger(stores.database, stores.vault, stores.memories),
+                exports,
             ),
             corpus=CorpusServicer(
                 stores.documents,

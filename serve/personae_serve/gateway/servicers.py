@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -49,10 +49,10 @@ from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
-from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
-from personae_runtime.ledger.vault import Scope, Vault
-from personae_runtime.memory.facts import Draw, is_persons
+from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
+from personae_runtime.memory.facts import Draw, Statement, is_persons
 from personae_runtime.memory.index import PointKind
 from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus, split
@@ -73,6 +73,7 @@ from personae_serve.gateway.peers import Peers, is_forwarded
 DEFAULT_PAGE, MAX_PAGE = 50, 200
 _SEARCH_DEADLINE_S = 1.0
 _SEARCH_FACTS = 3
+_EXPORT_READER_S = 60.0
 _METHOD = f"/{session_service_pb2.DESCRIPTOR.services_by_name['SessionService'].full_name}/"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -510,7 +511,7 @@ def _changes(source: memory_service_pb2.Memory, paths: list[str]) -> dict[str, A
         if path == "occur_time":
             if not source.HasField(path):
                 raise InvalidArgument("memory.occur_time can't be unset", violations=(("memory.occur_time", "a time"),))
-            value = convert.from_timestamp(value)
+            value = convert.from_timestamp(value, "memory.occur_time")
         elif path == "expire_time":
             value = _expiry(source)
         changes[_MUTABLE[path]] = value
@@ -521,7 +522,7 @@ def _expiry(source: memory_service_pb2.Memory) -> datetime | None:
     """When a memory expires: never, or at a time to come."""
     if not source.HasField("expire_time"):
         return None
-    expires_at = convert.from_timestamp(source.expire_time)
+    expires_at = convert.from_timestamp(source.expire_time, "memory.expire_time")
     if expires_at <= datetime.now(UTC):
         raise InvalidArgument(
             "memory.expire_time is in the past", violations=(("memory.expire_time", "a time to come"),)
@@ -676,7 +677,12 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             # No prompt holds it now.
             return memory_service_pb2.Profile(name=request.name)
         count = self._engines.default.count_tokens
-        return convert.profile(name, await self._profiles.current(self._scope(name), count))
+        try:
+            card = await self._profiles.current(self._scope(name), count)
+        except ScopeErased:
+            # Nothing is known of them, as of somebody who never came.
+            card = EMPTY
+        return convert.profile(name, card)
 
     async def CreateMemory(
         self, request: memory_service_pb2.CreateMemoryRequest, context: Context
@@ -746,6 +752,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         if "text" in changes:
             await self._require_memorable(source.text, persona.type)
         context_of_persona = PolicyContext(persona.type)
+        may_remember = await self._consents.may_remember(name)
+
+        def states(record: MemoryRecord) -> Sequence[Statement]:
+            return self._draw(record, context_of_persona) if may_remember and is_persons(record, name.user) else ()
+
         row = await self._memories.update(
             self._scope(name),
             UUID(name.memory),
@@ -753,7 +764,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             version=source.etag,
             tenant=name.tenant,
             mutation=self._api.mutation("UpdateMemory", request),
-            states=lambda record: self._draw(record, context_of_persona) if is_persons(record, name.user) else (),
+            states=states,
         )
         if self._indexer is not None:
             self._indexer.notify()
@@ -771,7 +782,13 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 counts[item["type"]] += 1
                 digest.update(line.encode() + b"\n")
                 # Waits for the reader: what is not taken is not read from the ledger either.
-                await context.write(memory_service_pb2.ExportMemoriesResponse(json_line=line))
+                try:
+                    async with asyncio.timeout(_EXPORT_READER_S):
+                        await context.write(memory_service_pb2.ExportMemoriesResponse(json_line=line))
+                except TimeoutError:
+                    raise ResourceExhausted(
+                        f"the export was not read for {_EXPORT_READER_S:g} s", reason="SLOW_CONSUMER"
+                    ) from None
         record = memory_service_pb2.ExportRecord(counts=counts, sha256=digest.digest())
         record.create_time.FromDatetime(datetime.now(UTC))
         proofs.sign(record, self._vault)
@@ -860,7 +877,9 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
             uri=source.uri,
             external_id=source.external_id,
             language_code=source.language_code,
-            published_at=convert.from_timestamp(source.publish_time) if source.HasField("publish_time") else now,
+            published_at=convert.from_timestamp(source.publish_time, "document.publish_time")
+            if source.HasField("publish_time")
+            else now,
             created_at=now,
         )
         mutation = self._api.mutation("CreateDocument", request)

@@ -1,4 +1,4 @@
-"""What the sweep looks for, each by an index of its own; facts that were forgotten by themselves; a fact's own expiry."""
+"""Indexes for what the sweep looks for; facts that were forgotten by themselves; a fact's own expiry."""
 
 from alembic import op
 
