@@ -55,12 +55,13 @@ _OWN_TABLES: Final = frozenset({"scopes", "sessions", "memories", "operations", 
 # episode's thread is needed until its erasure is done.
 _STRIP: Final = (
     "external_id = '', source_ids = '{}', valid_from = NULL, valid_to = NULL, superseded_by = NULL,"
-    " occurred_at = created_at, quarantine_reason = '', basis = '', extractor = ''"
+    " occurred_at = created_at, quarantine_reason = '', basis = '', extractor = '',"
+    " expires_at = NULL, own_expires_at = NULL"
 )
 _TELLS: Final = (
     "(external_id <> '' OR source_ids <> '{}' OR valid_from IS NOT NULL OR valid_to IS NOT NULL"
     " OR superseded_by IS NOT NULL OR occurred_at <> created_at OR quarantine_reason <> '' OR basis <> ''"
-    " OR extractor <> ''"
+    " OR extractor <> '' OR expires_at IS NOT NULL OR own_expires_at IS NOT NULL"
 )
 _ALL_TELL: Final = f"scope = $1 AND forgotten_at IS NOT NULL AND {_TELLS} OR thread <> '')"
 # $2: single memories. The facts that rested on them alone can't be told from others that were forgotten.
@@ -521,6 +522,10 @@ class ErasureLedger:
                 scope,
                 memory_ids,
             )
+            # That they must not state a fact again is of no use without them.
+            await connection.execute(
+                "DELETE FROM fact_refusals WHERE scope = $1 AND source = ANY($2)", scope, memory_ids
+            )
             asked = await connection.fetch(
                 f"DELETE FROM requests WHERE resource IN (SELECT memory_id::text FROM memories WHERE {_SINGLE})"
                 " RETURNING 1",
@@ -576,6 +581,9 @@ class ErasureLedger:
                     memory_ids,
                 ),
                 "ledger.tombstones": await self._count(f"memories WHERE {_SINGLE_TELL}", erasure.scope, memory_ids),
+                "ledger.fact_refusals": await self._count(
+                    "fact_refusals WHERE scope = $1 AND source = ANY($2)", erasure.scope, memory_ids
+                ),
                 "ledger.requests": await self._count(
                     f"requests WHERE resource IN (SELECT memory_id::text FROM memories WHERE {_SINGLE})",
                     erasure.scope,

@@ -40,6 +40,7 @@ DENIED: Final = "not "
 TOMBSTONE: Final = (
     "UPDATE memories SET text = NULL, speaker = NULL, detail = NULL, slot = NULL, external_id = '', source_ids = '{}',"
     " valid_from = NULL, valid_to = NULL, superseded_by = NULL, occurred_at = created_at, quarantine_reason = '',"
+    " expires_at = NULL, own_expires_at = NULL,"
     # An episode's neighbours are found by its thread until the index has heard of it.
     " basis = '', extractor = '', thread = CASE WHEN kind = 'fact' THEN '' ELSE thread END,"
     " forgotten_at = now(), change_xid = pg_current_xact_id(), change_seq = nextval('memory_changes')"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,9 +13,11 @@ from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
+from alembic import command
 
 from personae_runtime.errors import Unavailable
 from personae_runtime.ledger.control import ConsentLedger
+from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger, ErasureLog
 from personae_runtime.ledger.personas import Mutation, PersonaLedger
 from personae_runtime.ledger.sessions import SessionRow
@@ -336,6 +339,41 @@ async def test_another_persons_session_of_the_same_id_keeps_its_request(ann: Ann
     assert (await ann.session(theirs, "bob", "s-1", again)).session == "s-1"
 
 
+async def test_requests_of_an_older_version_name_their_persona_or_go(
+    open_database: Callable[[], Awaitable[Database]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, upgrade = await open_database(), command.upgrade
+    monkeypatch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0004"))
+    await database.migrate()
+    monkeypatch.undo()
+    await database.execute("INSERT INTO scopes (scope, wrapped_key, marker) VALUES ('a scope', '', '')")
+    for persona, sessions in (("p1", ("s-1", "s-2")), ("p2", ("s-1",))):
+        await database.execute(
+            "INSERT INTO personas (tenant, persona, display_name, type) VALUES ('acme', $1, '', '')", persona
+        )
+        await database.execute(
+            "INSERT INTO revisions (tenant, persona, revision, state, definition) VALUES ('acme', $1, 1, 'ACTIVE', '')",
+            persona,
+        )
+        for session in sessions:
+            await database.execute(
+                "INSERT INTO sessions (tenant, persona, session, user_id, scope, revision, age_band, region_code,"
+                " disclosure) VALUES ('acme', $1, $2, 'ann', 'a scope', 1, '', '', '')",
+                persona,
+                session,
+            )
+            await database.execute(
+                "INSERT INTO requests (tenant, method, request_id, body_mac, resource)"
+                " VALUES ('acme', 'CreateSession', $1, '', $2)",
+                uuid4(),
+                session,
+            )
+    await database.migrate()
+    # Of one id in two personas nobody knows whose it is.
+    rows = await database.fetch("SELECT resource FROM requests")
+    assert [row["resource"] for row in rows] == ["p1/s-2"]
+
+
 @pytest.mark.parametrize("whole", [True, False])
 async def test_no_request_of_what_was_erased_is_left_and_it_can_be_imported_again(ann: Ann, whole: bool) -> None:
     create, before = asked("CreateMemory"), asked("CreateMemory")
@@ -363,7 +401,11 @@ async def test_a_tombstone_tells_nothing_of_what_it_stands_for(ann: Ann, whole: 
     for one in (made, past):
         await ann.owner.memories.create(one, ann.name.tenant, ONCE, likes("boats"))
     await ann.owner.database.execute(
-        "UPDATE memories SET valid_to = now(), superseded_by = gen_random_uuid(), thread = 'boats' WHERE kind = 'fact'"
+        "UPDATE memories SET valid_to = now(), superseded_by = gen_random_uuid(), thread = 'boats',"
+        " expires_at = now() + interval '1 day', own_expires_at = now() + interval '1 day' WHERE kind = 'fact'"
+    )
+    await ann.owner.database.execute(
+        "INSERT INTO fact_refusals (scope, source, slot) VALUES ($1, $2, '')", ann.key, made.memory_id
     )
     # As an older version left one.
     await ann.owner.memories.create(memory(ann.key, "I sail.", thread="sails"), ann.name.tenant, ONCE, likes("sails"))
@@ -379,10 +421,11 @@ async def test_a_tombstone_tells_nothing_of_what_it_stands_for(ann: Ann, whole: 
     for row in rows:
         told = (
             *("text", "speaker", "detail", "slot", "source_ids", "thread", "external_id", "valid_from", "valid_to"),
-            *("superseded_by", "quarantine_reason", "basis", "extractor"),
+            *("superseded_by", "quarantine_reason", "basis", "extractor", "expires_at", "own_expires_at"),
         )
         assert not [name for name in told if row[name]]
         assert row["occurred_at"] == row["created_at"]
+    assert await ann.owner.database.fetchval("SELECT count(*) FROM fact_refusals") == 0
 
 
 async def test_words_about_consents_are_found_by_their_scope_also_those_of_before(ann: Ann) -> None:
