@@ -268,7 +268,7 @@ async def test_a_time_out_of_range_is_the_callers_fault(api: Api) -> None:
     user = new_user(persona)
     made = await api.remember(user, BIKE)
     for seconds in (253402300800, -62135596801):
-        never = timestamp_pb2.Timestamp(seconds=seconds)
+        never: Any = timestamp_pb2.Timestamp(seconds=seconds)
         for field in ("occur_time", "expire_time"):
             changed = pb.Memory(name=made.name, **{field: never})
             refused = await failure(api.memories.UpdateMemory(pb.UpdateMemoryRequest(memory=changed)))

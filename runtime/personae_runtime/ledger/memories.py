@@ -300,13 +300,14 @@ class MemoryLedger(ChangeFeed):
         # It imports this module.
         from personae_runtime.ledger.sessions import thread_of
 
-        return await connection.fetch(
+        rows: list[asyncpg.Record] = await connection.fetch(
             f"SELECT t.session_pk, t.turn_no, t.first_event_id, t.last_event_id {TURNS_OF}"
             " AND t.erased_at IS NULL AND t.state <> 'RUNNING' ORDER BY t.session_pk, t.turn_no FOR UPDATE OF s, t",
             scope,
             [memory_id],
             thread_of(""),
         )
+        return rows
 
     async def _retire(
         self,
@@ -385,6 +386,8 @@ class MemoryLedger(ChangeFeed):
         """
         with suppress(ScopeErased):
             await self.facts.refuse(connection, scope, memory_ids)
+            # Of what is gone itself nothing is read again.
+            await self.facts.allow(connection, scope, memory_ids)
         dropped = await self.drop_support(connection, scope, memory_ids)
         rows = await connection.fetch(
             f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL RETURNING 1", list(memory_ids)

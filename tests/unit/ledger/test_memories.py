@@ -138,6 +138,10 @@ async def test_a_fact_that_was_forgotten_is_not_drawn_again_from_the_same_words(
     await owner.memories.forget(scope, again.memory_id)
     await change(text="I live in Lisbon.")
     assert set(await facts_of(owner, scope)) == {"Lives in Lisbon."}
+    # Nothing is kept about words that are gone.
+    for one in (said, again):
+        await owner.memories.forget(scope, one.memory_id)
+    assert await owner.database.fetchval("SELECT count(*) FROM fact_refusals WHERE scope = $1", scope) == 0
 
 
 async def test_a_persons_own_expiry_of_a_fact_outlives_what_is_said_again(new_owner: NewOwner) -> None:
