@@ -202,8 +202,8 @@ class LedgerSettings(_Section):
     erasure_log: FilePath | None = Field(
         None,
         description="File to which the proof of every erasure is appended, so that a restored ledger erases again what"
-        " it brought back; unset is erasures.jsonl in data_dir. Required in production on a cluster, on storage that all"
-        " gateways share. Keep it apart from the ledger and its backups.",
+        " it brought back; unset is erasures.jsonl in data_dir. Required in production on a cluster, on storage that"
+        " all gateways share. Keep it apart from the ledger and its backups.",
         examples=["/var/lib/personae-log/erasures.jsonl"],
     )
 
