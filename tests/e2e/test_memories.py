@@ -67,6 +67,23 @@ async def test_a_memory_comes_back_as_it_was_stored(hosted: Hosted) -> None:
     assert listed.pending_index_count == 0
 
 
+async def test_a_memory_was_said_in_somebodys_life_and_not_in_the_future(api: Api) -> None:
+    user = new_user(await api.persona())
+    early, late = at(datetime(1899, 12, 31, tzinfo=UTC)), at(datetime(9999, 6, 1, tzinfo=UTC))
+    tomorrow = at(datetime.now(UTC) + timedelta(days=1, hours=1))
+    for wrong in (early, late, tomorrow):
+        refused = await failure(api.remember(user, "I am 30.", occur_time=wrong))
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["memory.occur_time"])
+    # A clock may be fast.
+    made = await api.remember(user, BIKE, occur_time=at(datetime.now(UTC) + timedelta(hours=23)))
+    changed = pb.UpdateMemoryRequest(
+        memory=pb.Memory(name=made.name, occur_time=late), update_mask=field_mask_pb2.FieldMask(paths=["occur_time"])
+    )
+    refused = await failure(api.memories.UpdateMemory(changed))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["memory.occur_time"])
+    assert await api.memories_of(user) == [made]
+
+
 async def test_memories_are_listed_newest_first_in_pages(api: Api) -> None:
     user = new_user(await api.persona())
     made = [(await api.remember(user, f"Memory number {number}.")).name for number in range(5)]

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -511,11 +511,26 @@ def _changes(source: memory_service_pb2.Memory, paths: list[str]) -> dict[str, A
         if path == "occur_time":
             if not source.HasField(path):
                 raise InvalidArgument("memory.occur_time can't be unset", violations=(("memory.occur_time", "a time"),))
-            value = convert.from_timestamp(value, "memory.occur_time")
+            value = _occurred(source)
         elif path == "expire_time":
             value = _expiry(source)
         changes[_MUTABLE[path]] = value
     return changes
+
+
+_EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+_FAST_CLOCK = timedelta(days=1)
+
+
+def _occurred(source: memory_service_pb2.Memory) -> datetime:
+    """When a memory was said: in somebody's life, and by a clock that is a day fast at most."""
+    occurred_at = convert.from_timestamp(source.occur_time, "memory.occur_time")
+    if not _EARLIEST <= occurred_at <= datetime.now(UTC) + _FAST_CLOCK:
+        raise InvalidArgument(
+            "memory.occur_time is before 1900 or in the future",
+            violations=(("memory.occur_time", "a time from 1900 on that is not to come"),),
+        )
+    return occurred_at
 
 
 def _expiry(source: memory_service_pb2.Memory) -> datetime | None:
@@ -707,7 +722,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             scope=self._scope(parent),
             text=source.text,
             speaker=source.speaker,
-            occurred_at=convert.from_timestamp(source.occur_time) if source.HasField("occur_time") else now,
+            occurred_at=_occurred(source) if source.HasField("occur_time") else now,
             thread=source.thread,
             ordinal=source.ordinal,
             source=MemorySource.API,
