@@ -34,12 +34,12 @@ from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFo
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
 from personae_runtime.ledger.facts import TOMBSTONE
-from personae_runtime.ledger.memories import MemoryLedger
+from personae_runtime.ledger.memories import TURNS_OF, MemoryLedger, erase_turn
 from personae_runtime.ledger.personas import Mutation, once
-from personae_runtime.ledger.sessions import event_place, thread_of
+from personae_runtime.ledger.sessions import thread_of
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
 from personae_runtime.memory.indexer import IndexErasure
-from personae_runtime.sessions.events import Gap, encode
+from personae_runtime.sessions.events import Gap
 
 _log = structlog.get_logger(__name__)
 
@@ -495,24 +495,19 @@ class ErasureLedger:
         scope, memory_ids = erasure.scope, list(erasure.memory_ids)
         async with self._database.transaction() as connection:
             turns = await connection.fetch(
-                f"SELECT t.session_pk, t.turn_no, t.first_event_id, t.last_event_id {_TURNS_OF}"
+                f"SELECT t.session_pk, t.turn_no, t.first_event_id, t.last_event_id {TURNS_OF}"
                 " AND t.erased_at IS NULL AND t.state <> 'RUNNING' ORDER BY t.session_pk, t.turn_no FOR UPDATE OF s, t",
                 scope,
                 memory_ids,
                 thread_of(""),
             )
+            cipher = None
+            if turns:
+                with suppress(ScopeErased):
+                    cipher = await self._vault.cipher_by_key(scope, connection)
             for turn in turns:
-                key = (turn["session_pk"], turn["turn_no"])
-                await connection.execute(
-                    "UPDATE turns SET user_text = NULL, reply_text = NULL, in_history = false, body_mac = '',"
-                    " erased_at = now() WHERE session_pk = $1 AND turn_no = $2",
-                    *key,
-                )
-                gone = await connection.fetch(
-                    "DELETE FROM events WHERE session_pk = $1 AND turn_no = $2 RETURNING 1", *key
-                )
-                await self._leave_gap(connection, scope, *key, turn["first_event_id"], turn["last_event_id"])
-                await self.note(connection, erasure, "ledger.events", len(gone))
+                events = await erase_turn(connection, cipher, *turn)
+                await self.note(connection, erasure, "ledger.events", events)
             await self.note(connection, erasure, "ledger.turns", len(turns))
             erased = await self._memories.erase_words(connection, scope, memory_ids)
             await self.note(connection, erasure, "ledger.memories", erased)
@@ -546,23 +541,6 @@ class ErasureLedger:
         self._vault.drop((scope,))
         return epoch
 
-    async def _leave_gap(
-        self, connection: Connection, scope: str, session_pk: int, turn_no: int, first: int, last: int
-    ) -> None:
-        """In place of a turn's events, one that tells a stream that there were some."""
-        with suppress(ScopeErased):
-            cipher = await self._vault.cipher_by_key(scope, connection)
-            body = Gap(first, last)
-            await connection.execute(
-                "INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
-                " VALUES ($1, $2, $3, $4, $5, now())",
-                session_pk,
-                last,
-                turn_no,
-                body.kind,
-                cipher.seal(encode(body), event_place(session_pk, last)),
-            )
-
     # -- verification --------------------------------------------------------
 
     async def remaining(self, erasure: Erasure) -> dict[str, int]:
@@ -591,7 +569,7 @@ class ErasureLedger:
                 ),
                 "ledger.turns": int(
                     await self._database.fetchval(
-                        f"SELECT count(*) {_TURNS_OF} AND (t.user_text IS NOT NULL OR t.reply_text IS NOT NULL)",
+                        f"SELECT count(*) {TURNS_OF} AND (t.user_text IS NOT NULL OR t.reply_text IS NOT NULL)",
                         erasure.scope,
                         memory_ids,
                         thread_of(""),
@@ -600,7 +578,7 @@ class ErasureLedger:
                 "ledger.events": int(
                     await self._database.fetchval(
                         f"SELECT count(*) FROM events e WHERE e.kind <> '{Gap.kind}' AND (e.session_pk, e.turn_no) IN"
-                        f" (SELECT t.session_pk, t.turn_no {_TURNS_OF})",
+                        f" (SELECT t.session_pk, t.turn_no {TURNS_OF})",
                         erasure.scope,
                         memory_ids,
                         thread_of(""),
@@ -681,14 +659,6 @@ class ErasureLedger:
                         await connection.fetchval(f"SELECT pg_advisory_unlock{lock}", erasure.scope)
         finally:
             connection.terminate()
-
-
-# The turns whose words single memories hold. $1 scope, $2 memory ids, $3 what threads of sessions begin with.
-_TURNS_OF = (
-    "FROM memories m JOIN sessions s ON s.scope = m.scope AND m.thread = $3 || s.session"
-    " JOIN turns t ON t.session_pk = s.session_pk AND t.turn_no = m.ordinal"
-    " WHERE m.scope = $1 AND m.memory_id = ANY($2) AND m.source = 'turn'"
-)
 
 
 def _erasure(row: asyncpg.Record) -> Erasure:
