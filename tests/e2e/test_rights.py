@@ -27,7 +27,7 @@ from personae_runtime.ledger.personas import Mutation
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_serve import proofs
 from personae_serve.cli import build_app
-from tests.e2e.support import Api, Hosted, Pause, cut_short, failure, kinds, new_user, read_until
+from tests.e2e.support import Api, Hosted, Pause, cut_short, failure, kinds, new_user, read_until, run_cli
 from tests.e2e.test_memories import BIKE, consent, search
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -500,3 +500,21 @@ async def test_the_sdk_and_the_commands_export_erase_and_verify(hosted: Hosted, 
     assert (await asyncio.to_thread(run, "proof", "verify", str(file))).exit_code == 1
     log = hosted.host.settings.data_dir / "erasures.jsonl"
     assert (await asyncio.to_thread(run, "proof", "verify", str(log), "--public-key", key)).exit_code == 0
+
+
+async def test_a_history_is_imported_again_without_what_was_forgotten(hosted: Hosted, tmp_path: Path) -> None:
+    api = hosted.api
+    persona = await api.persona()
+    user = new_user(persona)
+    history = tmp_path / "chat.jsonl"
+    line = '{{"thread": "a", "speaker": "Ann", "text": "{}"}}\n'
+    history.write_text(line.format("I like tea.") + line.format("My bicycle is green."))
+    command = ["import", "chat", str(history), "--persona", persona, "--user", user.rsplit("/", 1)[1]]
+    code, output = await run_cli(hosted, *command)
+    assert code == 0, output
+    [tea] = [one for one in await api.memories_of(user) if one.text == "I like tea."]
+    await api.memories.ForgetMemory(pb.ForgetMemoryRequest(name=tea.name))
+    code, output = await run_cli(hosted, *command)
+    assert code == 0, output
+    assert "1 were stored before and forgotten since" in output
+    assert "I like tea." not in [one.text for one in await api.memories_of(user)]

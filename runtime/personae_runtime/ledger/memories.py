@@ -144,7 +144,7 @@ class MemoryLedger(ChangeFeed):
             return record
         found = await self.read([memory_id])
         if memory_id not in found:
-            raise NotFound("the memory this request_id stored was forgotten")
+            raise NotFound("the memory this request_id stored was forgotten", reason="MEMORY_FORGOTTEN")
         return found[memory_id]
 
     async def insert(

@@ -64,14 +64,16 @@ def chat(
 
     history = read_history(file, select=conversation)
     parent = f"{full_persona_name(persona, tenant)}/users/{user}"
+    forgotten = 0
 
     async def run() -> None:
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        nonlocal forgotten
         async with connection.open() as client:
             with Progress(*columns) as bars:
                 stored = bars.add_task("storing", total=len(history.items))
                 try:
-                    await store(client, parent, history.items, lambda: bars.advance(stored))
+                    forgotten = await store(client, parent, history.items, lambda: bars.advance(stored))
                 except BaseException:
                     bars.stop()
                     done = int(bars.tasks[stored].completed)
@@ -88,7 +90,10 @@ def chat(
 
     asyncio.run(run())
     speakers = ", ".join(history.speakers)
-    typer.echo(f"{len(history.items)} messages of {speakers or 'nobody named'} are memories of {parent}.")
+    kept = len(history.items) - forgotten
+    typer.echo(f"{kept} messages of {speakers or 'nobody named'} are memories of {parent}.")
+    if forgotten:
+        typer.echo(f"{forgotten} were stored before and forgotten since; they stay so.")
 
 
 @app.command()
@@ -173,17 +178,29 @@ def to_memory(item: HistoryItem) -> Memory:
 
 async def store(
     client: PersonaeClient, parent: str, items: Sequence[HistoryItem], on_stored: Callable[[], object]
-) -> None:
+) -> int:
     """Create a memory of each item, CONCURRENCY at a time; the first failure ends it.
+
+    Returns:
+        How many were stored before and forgotten since, which they stay.
 
     Raises:
         PersonaeError: of the first memory that could not be stored.
     """
+    from personae_client import NotFoundError
+
     left: Iterable[HistoryItem] = iter(items)
+    forgotten = 0
 
     async def work() -> None:
+        nonlocal forgotten
         for item in left:  # shared: each worker takes the next one
-            await client.memories.create(parent, to_memory(item), request_id=request_id(parent, item))
+            try:
+                await client.memories.create(parent, to_memory(item), request_id=request_id(parent, item))
+            except NotFoundError as error:
+                if error.reason != "MEMORY_FORGOTTEN":
+                    raise
+                forgotten += 1
             on_stored()
 
     try:
@@ -192,6 +209,7 @@ async def store(
                 workers.create_task(work())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
+    return forgotten
 
 
 async def wait_until_indexed(
