@@ -10,13 +10,21 @@ to come ("I'm flying on Friday").
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Final
 
 MAX_TEXT_CHARS: Final = 8_000
 """Characters that are looked at; a memory has at most as many."""
+
+MAX_ASKED_CHARS: Final = 500
+"""Characters of a question that are looked at: the event loop waits for it."""
+
+MAX_EXPRESSIONS: Final = 100
+"""Of one text, those that turn out to be none included; a text with more is no talk."""
 
 MAX_YEARS: Final = 200
 """Years from the moment beyond which an expression is no time of a person's life."""
@@ -98,14 +106,18 @@ def intervals(text: str, said_at: datetime) -> list[TimeSpan]:
     Args:
         said_at: aware.
     """
-    text = text[:MAX_TEXT_CHARS]
-    said_at = said_at.astimezone(UTC)
-    found: list[TimeSpan] = []
+    return list(_intervals(text[:MAX_TEXT_CHARS], said_at.astimezone(UTC)))
+
+
+def _intervals(text: str, said_at: datetime) -> Iterator[TimeSpan]:
+    squeezed = squeeze(text)
+    text = squeezed.text
     taken = 0
-    for match in _EXPRESSION.finditer(text):
+    for match in islice(_EXPRESSION.finditer(_lower(text)), MAX_EXPRESSIONS):
         if match.start() < taken:
             continue
-        kind = next(name for name, value in match.groupdict().items() if value is not None)
+        kind = match.lastgroup
+        assert kind is not None
         part = _PATTERNS[kind][0].match(text, match.start())
         if part is None:
             continue
@@ -122,18 +134,18 @@ def intervals(text: str, said_at: datetime) -> list[TimeSpan]:
             # No such day, or beyond the calendar.
             continue
         if begin < end and abs(begin.year - said_at.year) <= MAX_YEARS:
-            found.append(TimeSpan(begin, end, part.start(), part.end()))
+            yield TimeSpan(begin, end, squeezed.origin(part.start()), squeezed.origin(part.end() - 1) + 1)
             taken = part.end()
-    return found
 
 
 def asked_about(query: str, now: datetime) -> tuple[datetime, datetime]:
     """The time that a question is about, both ends included: `now` alone, unless it speaks of another.
 
-    "in June" is that month; "used to", "before" or "did I" is all time until now.
+    "in June" is that month; "used to", "before" or "did I" is all time until now. What is said after the first
+    MAX_ASKED_CHARS is not looked at.
     """
-    now = now.astimezone(UTC)
-    for span in intervals(query, now):
+    query, now = query[:MAX_ASKED_CHARS], now.astimezone(UTC)
+    for span in _intervals(query, now):
         if span.begin < now:
             return span.begin, max(span.begin, span.end - timedelta(seconds=1))
     return (datetime.min.replace(tzinfo=UTC) if _PAST.search(query) else now), now
@@ -144,6 +156,49 @@ _PAST: Final = re.compile(
     r"|(?:did|was|were|had)\s+(?:i|we|my|our))\b",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Squeezed:
+    """A text in which every run of white space is one character, so that no two parts of a pattern can share it out.
+
+    Attributes:
+        text: a run with a newline is a newline, any other a space.
+        ends, lost: places in `text` behind what was a run, and how many characters went up to each of them.
+    """
+
+    text: str
+    ends: tuple[int, ...]
+    lost: tuple[int, ...]
+
+    def origin(self, place: int) -> int:
+        """Where the character at a place of `text` stood."""
+        runs = bisect_right(self.ends, place)
+        return place + (self.lost[runs - 1] if runs else 0)
+
+
+def squeeze(text: str) -> Squeezed:
+    """Squeeze the white space of a text."""
+    parts: list[str] = []
+    ends: list[int] = []
+    lost: list[int] = []
+    copied = gone = 0
+    for run in _RUN.finditer(text):
+        begin, end = run.span()
+        parts += (text[copied:begin], "\n" if "\n" in run[0] else " ")
+        copied, gone = end, gone + end - begin - 1
+        ends.append(end - gone)
+        lost.append(gone)
+    return Squeezed("".join((*parts, text[copied:])) if parts else text, tuple(ends), tuple(lost))
+
+
+_RUN: Final = re.compile(r"\s{2,}")
+
+
+def _lower(text: str) -> str:
+    """In lower case, every character in its place."""
+    lower = text.lower()
+    return lower if len(lower) == len(text) else "".join(one if len(one) == 1 else "?" for one in map(str.lower, text))
 
 
 # -- the calendar --------------------------------------------------------------
@@ -201,17 +256,15 @@ def _back(moment: datetime, unit: str, count: int) -> datetime:
 
 def _nearest(make: Callable[[int], Interval], said_at: datetime, coming: bool) -> Interval:
     """Of a yearly interval, the last that has begun, or the next that has not ended."""
-    years = range(said_at.year - 8, said_at.year + 9)  # 29 February is not in every year
-    found = []
-    for year in years:
+    # 29 February is not in every year, and what began in the year before may not have ended.
+    for offset in range(-1, 9):
         try:
-            found.append(make(year))
-        except ValueError:
+            begin, end = make(said_at.year + (offset if coming else -offset))
+        except (ValueError, OverflowError):
             continue
-    fitting = [one for one in found if one[1] > said_at] if coming else [one for one in found if one[0] <= said_at]
-    if not fitting:
-        raise ValueError("there is no such day")
-    return fitting[0 if coming else -1]
+        if end > said_at if coming else begin <= said_at:
+            return begin, end
+    raise ValueError("there is no such day")
 
 
 def _count(words: str) -> int:
@@ -344,7 +397,7 @@ _PATTERNS: Final[dict[str, tuple[re.Pattern[str], _Rule]]] = {
         ("ahead", rf"\b(?:in|within)\s+{_COUNT}\s+{_UNIT}\b(?:['’]s?\s+time)?", _ahead),
         (
             "lasting",
-            rf"\b(?:for|over|during)\s+(?:the\s+)?(?:past\s+|last\s+|about\s+|almost\s+|nearly\s+|over\s+|around\s+)*"
+            rf"\b(?:for|over|during)\s+(?:the\s+)?(?:(?:past|last|about|almost|nearly|over|around)\s+){{0,3}}"
             rf"{_COUNT}\s+{_UNIT}\b(?:\s+now\b)?",
             _lasting,
         ),
@@ -374,6 +427,16 @@ def _anonymous(pattern: str) -> str:
     return re.sub(r"\(\?P<\w+>", "(?:", pattern)
 
 
+# Tried only at words that an expression can begin with, and on lower case: matching without regard to case is slow.
+_BEGIN: Final = "|".join(
+    (
+        r"\d|since|until|till|from|in|on|by|during|before|after|around|of|to|between|and|early|late|mid",
+        "within|for|over|about|some|the|last|past|this|next|coming|yesterday|today|tonight|tomorrow",
+        *(*_MONTHS, *_WEEKDAYS, *_SEASONS, *_NUMBERS),
+    )
+)
+_ONE_OF: Final = {name: f"(?P<{name}>{_anonymous(pattern.pattern)})" for name, (pattern, _) in _PATTERNS.items()}
+# A number's word begins none but "ago".
 _EXPRESSION: Final = re.compile(
-    "|".join(f"(?P<{name}>{_anonymous(pattern.pattern)})" for name, (pattern, _) in _PATTERNS.items()), re.IGNORECASE
+    rf"\b(?={_BEGIN})(?:{_ONE_OF.pop('ago')}|(?!(?:{'|'.join(_NUMBERS)})\b)(?:{'|'.join(_ONE_OF.values())}))"
 )

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personae_runtime.memory.times import MAX_YEARS, asked_about, intervals
+from personae_runtime.memory.times import (
+    MAX_ASKED_CHARS,
+    MAX_EXPRESSIONS,
+    MAX_YEARS,
+    asked_about,
+    intervals,
+    squeeze,
+)
 
 SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
 """A Wednesday."""
@@ -51,6 +58,8 @@ SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
         ("this summer", "2024-06-01", "2024-09-01"),
         ("last summer", "2023-06-01", "2023-09-01"),
         ("in the winter of 2022", "2022-12-01", "2023-03-01"),
+        ("for  the  last\t\ttwo \n months", "2024-03-15", "2024-05-15T13:30"),
+        ("for over the past two months", "2024-03-15", "2024-05-15T13:30"),
     ],
 )
 def test_an_expression_is_the_interval_that_it_means(text: str, begin: str, end: str) -> None:
@@ -77,6 +86,20 @@ def test_what_is_no_time_is_no_interval(text: str) -> None:
 def test_expressions_stand_where_they_are_said_and_in_order() -> None:
     text = "I moved in May, and I'm back since last week."
     assert [text[span.start_char : span.end_char] for span in intervals(text, SAID)] == ["in May", "since last week"]
+    wide = "İ  I moved \n\n in  May ,  and I'm back since\t\tlast   week  ."
+    expected = ["in  May", "since\t\tlast   week"]
+    assert [wide[span.start_char : span.end_char] for span in intervals(wide, SAID)] == expected
+
+
+@given(st.text(st.sampled_from("ab. \t\n\u00a0"), max_size=40))
+def test_squeezed_characters_know_where_they_stood(text: str) -> None:
+    squeezed = squeeze(text)
+    assert squeezed.text.split() == text.split()
+    places = [squeezed.origin(place) for place in range(len(squeezed.text))]
+    assert places == sorted(set(places))
+    assert all(squeezed.text[at] == text[place] for at, place in enumerate(places) if not text[place].isspace())
+    assert squeezed.text.count("\n") <= text.count("\n")
+    assert not any(first.isspace() and second.isspace() for first, second in pairwise(squeezed.text))
 
 
 _WORDS = """
@@ -112,3 +135,29 @@ def test_any_text_has_intervals_that_are_in_order_and_sensible(text: str, said_a
 def test_a_question_is_about_now_unless_it_speaks_of_another_time(query: str, begin: str, end: str) -> None:
     expected = tuple(datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (begin, end))
     assert asked_about(query, SAID) == expected
+
+
+def test_the_last_day_of_the_calendar_is_passed_over() -> None:
+    said = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+    [found] = intervals("on 31 December", said)
+    assert (found.begin, found.end) == (datetime(9998, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+    assert intervals("tomorrow, next year, in three weeks and next Friday", said) == []
+
+
+def test_a_question_is_looked_at_up_to_a_length_and_a_text_up_to_a_number_of_times() -> None:
+    filler = "I wonder " * MAX_ASKED_CHARS
+    asked = "Where did I live in June?"
+    assert asked_about(f"{asked} {filler}", SAID) == asked_about(asked, SAID)
+    assert asked_about(filler[:MAX_ASKED_CHARS] + asked, SAID) == (SAID, SAID)
+    assert len(intervals("May 1, " * 1_100, SAID)) == MAX_EXPRESSIONS
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text", ["for " + "over " * 1_590, "may 1, " * 1_100, "for" + " " * 7_990 + "two", "a-" * 4_000]
+)
+def test_a_long_text_of_times_is_read_at_once(text: str) -> None:
+    # A hundred of them, so that what grows with the square of the length is felt on any machine.
+    for _ in range(100):
+        intervals(text, SAID)
+        asked_about(text, SAID)
