@@ -9,14 +9,16 @@ more") is told as one. Nothing here may be given words of the assistant's.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Final
 
 from personae_runtime.memory.store import Basis, MemoryRecord
 from personae_runtime.memory.timeline import ANY, Claim
-from personae_runtime.memory.times import TimeSpan, intervals
+from personae_runtime.memory.times import TimeSpan, intervals, squeeze
 from personae_runtime.policy.decision import PolicyContext
 
 Draw = Callable[[MemoryRecord, PolicyContext], "tuple[Statement, ...]"]
@@ -28,8 +30,14 @@ RULES: Final = "rules-1"
 MAX_STATEMENTS: Final = 8
 """Of one text; somebody who lists more than this is not talking."""
 
+MAX_PLACES: Final = 32
+"""Of one text that state something, the same again included."""
+
 MAX_TEXT_CHARS: Final = 2_000
 """Characters of a text that are looked at, so that a long one does not hold up everybody else."""
+
+MAX_SENTENCE_CHARS: Final = 300
+"""A longer sentence is passed over, runs of white space counted as one character."""
 
 MAX_VALUE_CHARS: Final = 80
 
@@ -117,43 +125,64 @@ def extract(text: str, said_at: datetime) -> tuple[Statement, ...]:
     Args:
         said_at: aware; what "since last week" counts from.
     """
-    said_at, text = said_at.astimezone(UTC), text[:MAX_TEXT_CHARS]
+    said_at, squeezed = said_at.astimezone(UTC), squeeze(text[:MAX_TEXT_CHARS])
+    text = squeezed.text
     if _JOKE.search(text):
         return ()
-    found: list[Statement] = []
+    found: dict[tuple[object, ...], Statement] = {}
+    places = 0
     for begin, end in _sentences(text):
-        said = text[begin:end]
-        if said.rstrip().endswith(("?", "？")) or not _PERSONAL.search(said):
+        if end - begin > MAX_SENTENCE_CHARS:
             continue
-        times = intervals(said, said_at)
-        quoted = [match.span() for match in _QUOTED.finditer(said)]
-        for pattern, make in _RULES:
-            for match in pattern.finditer(said):
-                if any(first <= match.start() < last for first, last in quoted):
-                    continue
-                before = said[: match.start()]
-                if _OTHERS.search(before) or (make is not _plan and _SUPPOSED.search(before)):
-                    continue
-                found += [
-                    _shifted(one, begin)
-                    for one in make(_Said(match, said, said_at, times))
-                    if one.value == ANY or (normalise(one.value) and len(one.value) <= MAX_VALUE_CHARS)
-                ]
-    found.sort(key=lambda one: (one.begin, one.end, one.predicate))
-    unique = {(one.slot, one.predicate, normalise(one.value), one.denied): one for one in reversed(found)}
-    return tuple(sorted(unique.values(), key=lambda one: (one.begin, one.end, one.predicate))[:MAX_STATEMENTS])
+        for one in _stated(_Sentence(text[begin:end]), said_at):
+            first, last = squeezed.origin(begin + one.begin), squeezed.origin(begin + one.end - 1) + 1
+            key = (one.slot, one.predicate, normalise(one.value), one.denied)
+            found.setdefault(key, replace(one, begin=first, end=last))
+            places += 1
+        if len(found) >= MAX_STATEMENTS or places >= MAX_PLACES:
+            break
+    return tuple(sorted(found.values(), key=_place)[:MAX_STATEMENTS])
+
+
+def _stated(sentence: _Sentence, said_at: datetime) -> list[Statement]:
+    """What a sentence states, in its order."""
+    said = sentence.text
+    if sentence.asked or not _PERSONAL.search(said):
+        return []
+    words = set(_LETTERS.findall(said.lower()))
+    if _DIGIT.search(said):
+        words.add("0")
+    times: list[TimeSpan] | None = None
+    found: list[Statement] = []
+    for rule in sorted({rule for word in words & _RULES_OF.keys() for rule in _RULES_OF[word]}):
+        _, pattern, make = _RULES[rule]
+        for match in pattern.finditer(said):
+            if not sentence.asserts(match.start()):
+                continue
+            if times is None:
+                times = intervals(said, said_at)
+            found += [
+                one
+                for one in make(_Said(match, sentence, said_at, times))
+                if one.value == ANY or (normalise(one.value) and len(one.value) <= MAX_VALUE_CHARS)
+            ]
+    return sorted(found, key=_place)
+
+
+def _place(statement: Statement) -> tuple[int, int, str]:
+    return statement.begin, statement.end, statement.predicate
 
 
 def is_asserted(text: str, at: int) -> bool:
-    """Whether the person states what begins at a place of their words: it is not asked, quoted, wished or joked."""
+    """Whether the person states what begins at a place of their words: not asked, quoted, wished, denied or joked."""
     if _JOKE.search(text):
         return False
     for begin, end in _sentences(text):
         if begin <= at < end:
-            said, before = text[begin:end], text[begin:at]
-            quoted = any(match.start() <= at - begin < match.end() for match in _QUOTED.finditer(said))
-            asked = said.rstrip().endswith(("?", "？"))
-            return not (asked or quoted or _OTHERS.search(before) or _SUPPOSED.search(before))
+            if end - begin > MAX_SENTENCE_CHARS:
+                return False
+            sentence = _Sentence(text[begin:end])
+            return not sentence.asked and sentence.asserts(at - begin) and not sentence.denies(at - begin)
     return False
 
 
@@ -230,31 +259,73 @@ def _plain(name: str) -> str:
 
 _JOKE = re.compile(r"\b(?:just kidding|only kidding|joking|jk|role ?-?play|hypothetical\w*)\b", re.IGNORECASE)
 _PERSONAL = re.compile(r"\b(?:i|my|we|our|me)\b|^\W*(?:(?:and|but|well),?\s+)?back\b", re.IGNORECASE)
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|\*[^*]+\*|(?<!\w)'[^']{3,}'(?!\w)")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_DIGIT = re.compile(r"\d")
+_QUOTED = re.compile(r"\"[^\"]*\"|“[^“”]*”|«[^«»]*»|\*[^*]+\*|(?<!\w)'[^']{3,}'(?!\w)")
 _SPEECH = (
     r"(?:said|says|say|told|tells|thinks?|thought|claims?|claimed|asks?|asked|wrote|writes|believes?|heard|assumed?)"
 )
 _OTHERS = re.compile(
-    rf"\b(?!i\b)[\w'’]+\s+(?:(?:always|once|just|also|still|keeps?|kept)\s+)?{_SPEECH}\b(?!\s+goodbye)"
+    rf"(?<![\w'’])(?!['’]*i(?![\w'’]))[\w'’]+\s+(?:(?:always|once|just|also|still|keeps?|kept)\s+)?{_SPEECH}\b(?!\s+goodbye)"
     r"|\baccording to\b|\b(?:quote|lyrics?|the song|in the (?:game|book|film|movie|story|novel)|my character)\b",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
     r"\b(?:if|unless|wish(?:es|ed)?|would|could|should|might|maybe|perhaps|imagin\w*|suppos\w*|pretend\w*|dream\w*"
     r"|hop(?:e|es|ed|ing)|want(?:s|ed)?|considering|thinking (?:of|about)|almost|nearly|as though|whether|probably"
-    r"|not sure|what|when|until|before|how|never|doubt|guess|nobody|like i)\b[^,;]*$|['’]d\s*$",
+    r"|not sure|what|when|until|before|how|never|doubt|guess|nobody|like i)\b",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"\b(?:not|no|never|none|nothing|nobody|neither|nor|without|cannot|hardly|used to|any ?more|dont|doesnt|didnt|isnt"
+    r"|cant)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"[,;]|\b(?:and|but|because|so|although|though|while)\b", re.IGNORECASE)
+
+
+class _Sentence:
+    """A sentence, and what in it takes back what it says; each looked for once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.asked = text.rstrip().endswith(("?", "？"))
+
+    @cached_property
+    def _quoted(self) -> list[tuple[int, int]]:
+        return [match.span() for match in _QUOTED.finditer(self.text)]
+
+    @cached_property
+    def _others_from(self) -> int:
+        """Where what somebody else said begins."""
+        match = _OTHERS.search(self.text)
+        return len(self.text) if match is None else match.end()
+
+    @cached_property
+    def _supposed(self) -> list[int]:
+        """Ends of the words that suppose what follows, up to a comma."""
+        return [match.end() for match in _SUPPOSED.finditer(self.text)]
+
+    def asserts(self, at: int) -> bool:
+        """Whether what begins at a place is the person's own words, and neither wished nor supposed."""
+        if at >= self._others_from or any(begin <= at < end for begin, end in self._quoted):
+            return False
+        if self.text[:at].rstrip().endswith(("'d", "’d", "'D", "’D")):
+            return False
+        cues = bisect_right(self._supposed, at)
+        between = self.text[self._supposed[cues - 1] : at] if cues else ","
+        return "," in between or ";" in between
+
+    def denies(self, at: int) -> bool:
+        """Whether a word before a place, or behind it in its clause, says that it is not so."""
+        end = _CLAUSE_END.search(self.text, at)
+        return _DENIED.search(self.text, 0, len(self.text) if end is None else end.start()) is not None
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    for match in re.finditer(r"(?:[^.!?\n;]|\.(?=\w)|(?<=\b[A-Z])\.(?=\s[A-Z])|(?<=\bSt)\.)+[.!?？]*", text):
+    for match in re.finditer(r"(?:[^.!?\n;]+|\.(?=\w)|(?<=\b[A-Z])\.(?=\s[A-Z])|(?<=\bSt)\.)+[.!?？]*", text):
         if match[0].strip():
             yield match.span()
-
-
-def _shifted(statement: Statement, offset: int) -> Statement:
-    return replace(statement, begin=statement.begin + offset, end=statement.end + offset)
 
 
 # -- how a rule makes statements -----------------------------------------------
@@ -265,7 +336,7 @@ class _Said:
     """A rule's match in its sentence, and the times that the sentence names."""
 
     match: re.Match[str]
-    sentence: str
+    sentence: _Sentence
     said_at: datetime
     times: list[TimeSpan]
 
@@ -291,7 +362,7 @@ class _Said:
         valid_to: datetime | None = None
         known_at, end = self.said_at, self.match.end()
         time = self._time()
-        word = "" if time is None else self.sentence[time.start_char : time.end_char].split()[0].lower()
+        word = "" if time is None else self.sentence.text[time.start_char : time.end_char].split()[0].lower()
         if time is not None and time.begin <= self.said_at:
             end = max(end, time.end_char)
             if past and word in ("until", "till"):
@@ -321,13 +392,14 @@ class _Said:
 
     def _time(self) -> TimeSpan | None:
         """The time nearest to the match, if no other first person's verb stands between."""
-        begin, end = self.match.span()
-        for one in self.times:
-            if one.end_char > begin and not _NEW_CLAUSE.search(self.sentence, end, max(end, one.start_char)):
+        (begin, end), said = self.match.span(), self.sentence.text
+        before = bisect_right(self.times, begin, key=lambda one: one.end_char)
+        if before < len(self.times):
+            one = self.times[before]
+            if not _NEW_CLAUSE.search(said, end, max(end, one.start_char)):
                 return one
-        for one in reversed(self.times):
-            if one.end_char <= begin and not _NEW_CLAUSE.search(self.sentence, one.end_char, begin):
-                return one
+        if before and not _NEW_CLAUSE.search(said, self.times[before - 1].end_char, begin):
+            return self.times[before - 1]
         return None
 
 
@@ -370,13 +442,27 @@ def _opinion(said: _Said) -> list[Statement]:
     thing = _tidy(said.match["value"])
     if not thing or thing.split()[0].lower() in _NO_THING or thing.lower() in _NO_THING:
         return []
-    disliked = bool(said.match["not"]) != (said.match["verb"].lower() in _AVERSIONS)
-    changed = re.search(r"\b(?:any ?more|no longer|stopped)\b", said.match[0], re.IGNORECASE) is not None
+    if re.search(r"\bno (?:longer|more)\b", thing, re.IGNORECASE):
+        return []
+    verb, how = said.match["verb"].lower(), (said.match["how"] or "").lower()
+    negated = " ".join((said.match["not"] or "").lower().replace("’", "'").split())
+    predicate, denied = ("dislikes" if verb in _AVERSIONS else "likes"), bool(negated)
+    if verb in ("stand", "bear"):
+        if negated not in ("can't", "cannot"):
+            return []
+        denied = False
+    elif negated in ("can't", "cannot") or (negated and how in ("absolutely", "quite")):
+        # "I can't love" and "I don't absolutely love" deny less than they seem to.
+        return []
+    elif negated in ("don't", "do not") and verb == "like":
+        predicate, denied = "dislikes", False
     # At the fourth word what is liked may not be over: it is cut where it can end.
-    value = _DANGLING.sub("", re.sub(r"\s+any ?more$", "", re.split(r"\s+[-–]|'s a\b", thing)[0], flags=re.IGNORECASE))
-    return [said.statement("dislikes" if disliked else "likes", value, event=changed, confidence=LIKELY)]
+    value, changed = _ANY_MORE_AT_END.subn("", re.split(r"\s+[-–]|'s a\b", thing)[0])
+    value = _DANGLING.sub("", value)
+    return [said.statement(predicate, value, event=changed > 0, denied=denied, confidence=LIKELY)]
 
 
+_ANY_MORE_AT_END = re.compile(r"\s+any ?more$", re.IGNORECASE)
 _DANGLING = re.compile(
     r"(?:\s+(?:with|my|an?|the|on|this|that|about|in|at|of|to|and|or|by|from|into|its|our|your|their|his|her|some|more"
     r"|even|as|than))+$",
@@ -416,13 +502,17 @@ def _diet(said: _Said) -> list[Statement]:
     return [said.statement("diet", diet, slot=slot, denied=denied, event=changed and not denied)]
 
 
+_YEAR: Final = timedelta(days=365)
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
+
+
 def _age(said: _Said) -> list[Statement]:
     years = int(said.match["value"])
     if not 4 < years < 115:
         return []
     made = said.statement("age", str(years))
     # Nobody is of an age for longer than a year.
-    over = said.said_at + timedelta(days=365)
+    over = None if said.said_at > _LATEST - _YEAR else said.said_at + _YEAR
     return [
         Statement("age", made.value, made.slot, made.begin, said.match.end(), said.said_at, None, over, confidence=0.8)
     ]
@@ -448,9 +538,9 @@ def _plan(said: _Said) -> list[Statement]:
     time = next((one for one in said.times if one.end > said.said_at and one.begin > said.said_at), None)
     if time is None or time.start_char < said.match.start():
         return []
-    what = _tidy(said.sentence[said.match.start("value") : time.start_char])
+    what = _tidy(said.sentence.text[said.match.start("value") : time.start_char])
     what = re.sub(r"\s+(?:on|in|at|the|for|this|until|by)$", "", what)
-    if not 3 <= len(what) <= MAX_VALUE_CHARS - 20 or _SUPPOSED.search(said.sentence[: said.match.start()]):
+    if not 3 <= len(what) <= MAX_VALUE_CHARS - 20:
         return []
     when = f"{time.begin:%Y-%m-%d}" if time.end - time.begin <= timedelta(days=1) else f"{time.begin:%Y-%m}"
     value = f"{what} ({when})"
@@ -474,29 +564,33 @@ def _plan(said: _Said) -> list[Statement]:
 _I = r"\b(?:I|i)"
 _AM = rf"{_I}(?:['’]m|\s+am)"
 _HAVE = rf"{_I}(?:['’]ve|\s+have)"
-_ADVERB = r"(?:\s+(?:now|currently|still|actually|finally|just|recently|really|also|already|mostly|again|permanently))*"
+_ADVERBS = r"(?:now|currently|still|actually|finally|just|recently|really|also|already|mostly|again|permanently)"
+_ADVERB = rf"(?:\s+{_ADVERBS}){{0,3}}"
 # The only parts that tell upper from lower case: a name is written with a capital.
 _WORD = r"(?-i:[A-ZÀ-ÖØ-Þ][\w'’&.-]*\w|[A-ZÀ-ÖØ-Þ])(?!\w)"
 _NAME = rf"(?:{_WORD}(?:\s+(?:(?-i:de|da|do|dos|del|la|le|van|von|der|of|the|upon|and the)\s+)?{_WORD}){{0,3}})"
 _PLACE = rf"(?:the\s+)?{_NAME}(?:,\s+{_NAME})?"
 _ANY_MORE = r"(?:\s+any\s?more)?"
 
-_ANIMAL = (
-    r"(?P<animal>dog|puppy|cat|kitten|rabbit|bunny|hamster|guinea pig|parrot|budgie|horse|pony|tortoise|turtle|snake"
-    r"|lizard|gecko|goldfish|fish|hen|chicken|goat|ferret)"
+_ANIMALS = (
+    r"dog|puppy|cat|kitten|rabbit|bunny|hamster|guinea pig|parrot|budgie|horse|pony|tortoise|turtle|snake"
+    r"|lizard|gecko|goldfish|fish|hen|chicken|goat|ferret"
 )
-_WHO = (
-    r"(?P<who>wife|husband|partner|girlfriend|boyfriend|fianc[ée]e?|sister|brother|mother|mum|mom|father|dad|son"
+_ANIMAL = rf"(?P<animal>{_ANIMALS})"
+_PEOPLE = (
+    r"wife|husband|partner|girlfriend|boyfriend|fiancée|fiancé|fiancee|fiance|sister|brother|mother|mum|mom|father|dad|son"
     r"|daughter|grandmother|grandma|grandfather|grandpa|aunt|uncle|niece|nephew|cousin|best friend|boss|roommate"
-    r"|flatmate|housemate|neighbou?r|colleague|twin|stepmother|stepfather)"
+    r"|flatmate|housemate|neighbour|neighbor|colleague|twin|stepmother|stepfather"
 )
+_WHO = rf"(?P<who>{_PEOPLE})"
 _SINGLES: Final = "wife husband partner girlfriend boyfriend fiancé fiancée mother mum mom father dad boss"
 _ONE_OF: Final = frozenset(_SINGLES.split())
-_THING = (
-    r"(?P<thing>car|bike|bicycle|motorbike|motorcycle|scooter|van|campervan|caravan|boat|sailboat|kayak|canoe"
+_THINGS = (
+    r"car|bike|bicycle|motorbike|motorcycle|scooter|van|campervan|caravan|boat|sailboat|kayak|canoe"
     r"|surfboard|house|flat|apartment|cottage|farm|guitar|piano|violin|cello|saxophone|drum kit|camera|telescope"
-    r"|record player|sewing machine|3d printer|greenhouse|allotment)"
+    r"|record player|sewing machine|3d printer|greenhouse|allotment"
 )
+_THING = rf"(?P<thing>{_THINGS})"
 _ROLES = (
     r"teacher|professor|lecturer|nurse|doctor|surgeon|dentist|vet|veterinarian|pharmacist|paramedic|midwife|therapist"
     r"|psychologist|physiotherapist|engineer|developer|programmer|designer|architect|scientist|researcher|biologist"
@@ -522,6 +616,13 @@ _ENDS = (
 """Words that what somebody likes does not go on over."""
 _THING_LIKED = rf"(?P<value>[\w'’-]+(?:\s+{_ENDS}[\w'’-]+){{0,3}})"
 _AVERSIONS = ("hate", "dislike", "detest", "loathe", "stand", "bear")
+
+
+def _words(alternatives: str) -> str:
+    """The last word of each alternative."""
+    return " ".join(words.split()[-1] for words in alternatives.split("|"))
+
+
 _VAGUE: Final = """
     it that this these those you him her them us me he she they i how what when where who whom why the to your his
     their its so being having getting knowing seeing such all some any every each both one ones people everything
@@ -534,168 +635,207 @@ _FUNCTION_WORDS: Final = """
 """
 _NO_NAME: Final = frozenset(_FUNCTION_WORDS.split())
 
-_RULES: Final[tuple[tuple[re.Pattern[str], _Make], ...]] = tuple(
-    (re.compile(pattern, re.IGNORECASE), make)
-    for pattern, make in (
+# The words of which one must be in the sentence ("0" is any digit), what it must look like, and what it then states.
+_RULES: Final[tuple[tuple[frozenset[str], re.Pattern[str], _Make], ...]] = tuple(
+    (frozenset(words.split()), re.compile(pattern, re.IGNORECASE), make)
+    for words, pattern, make in (
         # Who.
-        (rf"\bmy\s+(?:full\s+|first\s+|real\s+)?name(?:['’]s|\s+is)\s+(?P<value>{_NAME})", _as("name")),
+        ("name", rf"\bmy\s+(?:full\s+|first\s+|real\s+)?name(?:['’]s|\s+is)\s+(?P<value>{_NAME})", _as("name")),
         (
+            "hi hello hey",
             rf"^\s*(?:hi|hello|hey)\b[^.!?]{{0,20}}?[,!]?\s+{_AM}\s+(?P<value>{_WORD})(?=\s*(?:[.,!]|$|\s+and\b|\s+from\b))",
             _as("name", confidence=LIKELY),
         ),
-        (rf"\b(?:please\s+|just\s+|you can\s+|everyone\s+)?calls?\s+me\s+(?P<value>{_WORD})", _as("called")),
+        (
+            "call calls",
+            rf"\b(?:please\s+|just\s+|you can\s+|everyone\s+)?calls?\s+me\s+(?P<value>{_WORD})",
+            _as("called"),
+        ),
         # Where.
         (
+            "living based residing live reside",
             rf"(?:{_AM}{_ADVERB}\s+(?:living|based|residing)|{_I}{_ADVERB}\s+(?:live|reside))(?:\s+here)?{_ADVERB}\s+in"
             rf"\s+(?P<value>{_PLACE})",
             _as("lives_in"),
         ),
         (
+            "living lived based been",
             rf"{_HAVE}{_ADVERB}\s+(?:been\s+living|lived|been\s+based|been)(?:\s+here)?\s+in\s+(?P<value>{_PLACE})"
             r"(?=\s*,?\s*(?:since|for)\b)",
             _as("lives_in"),
         ),
         (
-            rf"(?:{_AM}{_ADVERB}\s+|^\s*(?:and\s+|but\s+|well,?\s+)?(?:i\s*am\s+)?){_ADVERB}\s*back\s+(?:home\s+)?in"
+            "back",
+            rf"(?:{_AM}\s+|^\s*(?:and\s+|but\s+|well,?\s+)?(?:i\s*am\s+)?)(?:{_ADVERBS}\s+){{0,3}}back\s+(?:home\s+)?in"
             rf"\s+(?P<value>{_PLACE})(?=[^.!?]*\b(?:since|again|for good|permanently)\b)",
             _as("lives_in"),
         ),
         (
-            rf"\b(?:I|we)(?:['’]ve|\s+have)?{_ADVERB}\s+(?:moved|relocated)(?:\s+(?:back|over|home|down|up|house))*"
+            "moved relocated",
+            rf"\b(?:I|we)(?:['’]ve|\s+have)?{_ADVERB}\s+(?:moved|relocated)(?:\s+(?:back|over|home|down|up|house)){{0,3}}"
             rf"(?:\s+from\s+(?P<left>{_NAME}))?\s+(?:to|into)\s+(?P<value>{_PLACE})",
             _moved,
         ),
-        (rf"{_I}\s+used\s+to\s+live\s+in\s+(?P<value>{_PLACE})", _as("lives_in", past=True)),
-        (rf"{_I}\s+lived\s+in\s+(?P<value>{_PLACE})", _as("lives_in", past=True)),
+        ("used", rf"{_I}\s+used\s+to\s+live\s+in\s+(?P<value>{_PLACE})", _as("lives_in", past=True)),
+        ("lived", rf"{_I}\s+lived\s+in\s+(?P<value>{_PLACE})", _as("lives_in", past=True)),
         (
+            "live reside",
             rf"{_I}\s+(?:(?:don['’]t|do\s+not|no\s+longer)\s+(?:live|reside))\s+in\s+(?P<value>{_NAME}){_ANY_MORE}",
             _as("lives_in", denied=True),
         ),
         (
+            "living based",
             rf"{_AM}\s+(?:no\s+longer|not)\s+(?:living\s+|based\s+)in\s+(?P<value>{_NAME}){_ANY_MORE}",
             _as("lives_in", denied=True),
         ),
         (
+            "moved",
             rf"\b(?:I|we)(?:['’]ve|\s+have)?\s+moved\s+(?:away\s+from|out\s+of)\s+(?P<value>{_NAME})",
             _as("lives_in", denied=True),
         ),
-        (rf"(?:{_AM}\s+(?:originally\s+)?from|{_I}\s+come\s+from)\s+(?P<value>{_PLACE})", _as("comes_from")),
+        ("from", rf"(?:{_AM}\s+(?:originally\s+)?from|{_I}\s+come\s+from)\s+(?P<value>{_PLACE})", _as("comes_from")),
         (
+            "born",
             rf"{_I}\s+was\s+born\s+(?:and\s+raised\s+)?in\s+(?P<value>(?!January|February|March|April|May|June|July|August"
             rf"|September|October|November|December|Spring|Summer|Autumn|Winter){_PLACE})",
             _as("born_in"),
         ),
-        (rf"{_I}\s+grew\s+up\s+in\s+(?P<value>{_PLACE})", _as("grew_up_in")),
+        ("grew", rf"{_I}\s+grew\s+up\s+in\s+(?P<value>{_PLACE})", _as("grew_up_in")),
         # Work and study.
         (
+            "work",
             rf"{_I}{_ADVERB}\s+work{_ADVERB}\s+as\s+(?P<value>(?:an?\s+|the\s+)?[\w-]+(?:\s+(?!at\b|in\b|for\b|and\b|but\b"
             r"|since\b|with\b|now\b|on\b|by\b|near\b)[\w-]+){0,2})",
             _as("works_as"),
         ),
-        (rf"{_AM}{_ADVERB}\s+(?:working\s+as\s+)?{_ROLE}(?!['’]s)", _as("works_as")),
+        (_words(_ROLES), rf"{_AM}{_ADVERB}\s+(?:working\s+as\s+)?{_ROLE}(?!['’]s)", _as("works_as")),
         (
+            "work working employed",
             rf"(?:{_I}{_ADVERB}\s+work|{_AM}{_ADVERB}\s+(?:working|employed)){_ADVERB}\s+(?:at|for)\s+"
             rf"(?P<value>{_PLACE})",
             _as("works_at"),
         ),
         (
+            "joined started job",
             rf"{_I}(?:['’]ve|\s+have)?{_ADVERB}\s+(?:joined|started\s+(?:working\s+|a\s+(?:new\s+)?job\s+)?(?:at|with|for)"
             rf"|got\s+a\s+(?:new\s+)?job\s+(?:at|with))\s+(?P<value>{_PLACE})",
             _as("works_at", event=True),
         ),
-        (rf"{_I}\s+used\s+to\s+work\s+(?:at|for)\s+(?P<value>{_PLACE})", _as("works_at", past=True)),
-        (rf"{_I}\s+worked\s+(?:at|for)\s+(?P<value>{_PLACE})", _as("works_at", past=True)),
+        ("used", rf"{_I}\s+used\s+to\s+work\s+(?:at|for)\s+(?P<value>{_PLACE})", _as("works_at", past=True)),
+        ("worked", rf"{_I}\s+worked\s+(?:at|for)\s+(?P<value>{_PLACE})", _as("works_at", past=True)),
         (
+            "work",
             rf"{_I}\s+(?:don['’]t|do\s+not|no\s+longer)\s+work\s+(?:at|for)\s+(?P<value>{_NAME}){_ANY_MORE}",
             _as("works_at", denied=True),
         ),
         (
+            "job laid fired retired",
             rf"{_I}(?:['’]ve|\s+have)?{_ADVERB}\s+(?:quit|left|lost)\s+my\s+job|{_I}\s+(?:was\s+laid\s+off|got\s+fired)"
             rf"|{_I}(?:['’]ve|\s+have)?{_ADVERB}\s+retired\b",
             _nothing_at("works_at"),
         ),
         (
+            "study studying",
             rf"(?:{_I}{_ADVERB}\s+study|{_AM}{_ADVERB}\s+studying)\s+(?P<value>(?!for\b|at\b|in\b|hard\b|a lot\b|the\b"
             r"|my\b)[\w-]+(?:\s+(?!at\b|in\b|and\b|but\b|for\b|since\b|with\b|now\b|on\b)[\w-]+){0,2})",
             _as("studies"),
         ),
         # People and animals.
         (
+            _words(_PEOPLE),
             rf"\b(?:my|our)\s+(?:(?:older|younger|little|big|elder|eldest|youngest|twin|old|new|late)\s+)?{_WHO}"
             rf"(?:['’]s\s+name\s+is|\s+is\s+(?:called|named)|,|['’]s\s+called)?\s+(?P<value>{_WORD})(?!['’]s\b)",
             _relation,
         ),
         (
+            _words(_PEOPLE),
             rf"{_I}(?:['’]ve)?\s+(?:have|got)\s+an?\s+(?:[\w-]+\s+){{0,2}}?{_WHO},?\s+(?:called|named)\s+(?P<value>{_WORD})",
             _relation,
         ),
         (
+            "married",
             rf"{_AM}\s+married\s+to\s+(?P<value>{_WORD})",
             lambda said: [said.statement("relation", f"Married to {said.match['value']}", slot=("relation", "spouse"))],
         ),
         (
-            rf"\b(?:my|our)\s+(?:[\w-]+\s+){{0,2}}?{_ANIMAL},?\s+(?P<value>{_WORD})\s*,?\s+(?:has\s+|just\s+|sadly\s+)*"
+            _words(_ANIMALS),
+            rf"\b(?:my|our)\s+(?:[\w-]+\s+){{0,2}}?{_ANIMAL},?\s+(?P<value>{_WORD})\s*,?\s+(?:has\s+|just\s+|sadly\s+){{0,3}}"
             r"(?P<gone>died|passed\s+away)",
             _pet,
         ),
         (
+            _words(_ANIMALS),
             rf"\b(?:my|our)\s+(?:[\w-]+\s+){{0,2}}?{_ANIMAL}(?:['’]s\s+name\s+is|\s+is\s+(?:called|named)|,|['’]s\s+called)?"
-            rf"\s+(?P<value>{_WORD})(?!\s*,?\s+(?:has\s+|just\s+|sadly\s+)*(?:died|passed))",
+            rf"\s+(?P<value>{_WORD})(?!\s*,?\s+(?:has\s+|just\s+|sadly\s+){{0,3}}(?:died|passed))",
             _pet,
         ),
         (
+            _words(_ANIMALS),
             rf"\b(?:I|we)(?:['’]ve)?\s+(?:have|got|adopted|bought)\s+an?\s+(?:[\w-]+\s+){{0,3}}?{_ANIMAL},?\s+(?:called"
             rf"|named)\s+(?P<value>{_WORD})",
             _pet,
         ),
         # Food, age, languages.
         (
+            "allergic",
             rf"{_AM}{_ADVERB}\s+(?:(?:very|severely|badly|quite)\s+)?allergic\s+to\s+(?P<value>[\w'’-]+"
             r"(?:\s+(?!so\b|but\b|which\b|because\b|now\b)[\w'’-]+){0,3})",
             _as("allergic_to"),
         ),
-        (rf"{_HAVE}\s+an?\s+(?:(?:severe|bad|mild)\s+)?(?P<value>[\w-]+(?:\s+nut)?)\s+allergy", _as("allergic_to")),
         (
+            "allergy",
+            rf"{_HAVE}\s+an?\s+(?:(?:severe|bad|mild)\s+)?(?P<value>[\w-]+(?:\s+nut)?)\s+allergy",
+            _as("allergic_to"),
+        ),
+        (
+            "allergic",
             rf"{_AM}\s+not\s+allergic\s+to\s+(?P<value>[\w'’-]+(?:\s+(?!so\b|but\b|any\b)[\w'’-]+)?)",
             _as("allergic_to", denied=True),
         ),
         (
+            "vegetarian vegan pescatarian coeliac celiac free intolerant teetotal diabetic",
             rf"{_I}(?:['’]m|\s+(?P<verb>am|became|went|turned))(?P<not>\s+not|\s+no\s+longer)?"
             rf"{_ADVERB}(?:\s+an?)?(?:\s+strict)?\s+(?P<value>vegetarian|vegan|pescatarian|coeliac|celiac"
             r"|gluten[- ]free|lactose[- ]intolerant|teetotal|diabetic)\b",
             _diet,
         ),
-        (rf"{_AM}{_ADVERB}\s+(?P<value>\d{{1,3}})(?:\s+years\s+old|(?=\s*(?:[.,!]|$|\s+and\b|\s+now\b)))", _age),
-        (rf"{_I}(?:\s+just)?\s+turned\s+(?P<value>\d{{1,3}})\b", _age),
+        ("0", rf"{_AM}{_ADVERB}\s+(?P<value>\d{{1,3}})(?:\s+years\s+old|(?=\s*(?:[.,!]|$|\s+and\b|\s+now\b)))", _age),
+        ("turned", rf"{_I}(?:\s+just)?\s+turned\s+(?P<value>\d{{1,3}})\b", _age),
         (
+            "birthday born",
             r"\b(?:my\s+birthday(?:['’]s|\s+is)(?:\s+on)?|I\s+was\s+born\s+on)\s+(?P<value>(?:the\s+)?(?:\d{1,2}(?:st|nd|rd|th)?"
             r"\s+(?:of\s+)?[A-Z][a-z]+|[A-Z][a-z]+\s+\d{1,2}(?:st|nd|rd|th)?)(?:,?\s+(?:19|20)\d\d)?)",
             _birthday,
         ),
         (
+            "speak",
             rf"{_I}{_ADVERB}\s+(?:can\s+)?speak\s+(?:(?:fluent|some|a\s+little|a\s+bit\s+of|both)\s+)?"
-            rf"(?P<value>{_LANGUAGE}(?:(?:\s*,\s*|\s*,?\s+and\s+){_LANGUAGE})*)",
+            rf"(?P<value>{_LANGUAGE}(?:(?:\s*,\s*|\s*,?\s+and\s+){_LANGUAGE}){{0,9}})",
             _as("speaks"),
         ),
         (
+            "learning",
             rf"(?:{_AM}{_ADVERB}\s+learning|{_HAVE}\s+(?:been\s+learning|started\s+learning)|{_I}\s+started\s+learning)\s+"
             rf"(?P<value>{_LANGUAGE})",
             _as("learns"),
         ),
         # Things.
         (
+            _words(_THINGS),
             rf"{_I}(?:['’]ve)?{_ADVERB}\s+(?P<verb>have|own|got|bought)(?:\s+myself)?\s+(?P<value>an?\s+(?:[\w-]+\s+){{0,4}}?"
             rf"{_THING})\b(?!\s+(?:accident|crash|ride|trip|lesson|tour|key|shop|dealer|race))",
             _owned,
         ),
-        (rf"{_I}(?:['’]ve|\s+have)?\s+sold\s+my\s+(?:[\w-]+\s+){{0,2}}?{_THING}\b", _sold),
+        ("sold", rf"{_I}(?:['’]ve|\s+have)?\s+sold\s+my\s+(?:[\w-]+\s+){{0,2}}?{_THING}\b", _sold),
         (
-            rf"{_I}{_ADVERB}(?P<not>\s+(?:don['’]t|do\s+not|no\s+longer|can['’]t|cannot))?(?:\s+(?:really|absolutely|quite))?"
+            "love like enjoy adore prefer hate dislike detest loathe stand bear",
+            rf"{_I}{_ADVERB}(?P<not>\s+(?:don['’]t|do\s+not|no\s+longer|can['’]t|cannot))?(?:\s+(?P<how>really|absolutely|quite))?"
             rf"\s+(?P<verb>love|like|enjoy|adore|prefer|hate|dislike|detest|loathe|stand|bear)(?!\s+to\s+(?:know|see|hear|ask|say"
             rf"|think|thank|be|do|talk|get|have|go\s+to\s+bed))\s+(?:to\s+)?{_THING_LIKED}",
             _opinion,
         ),
         (
+            "favourite favorite",
             r"\bmy\s+(?:all[- ]time\s+|absolute\s+)?favou?rite\s+(?P<what>[\w-]+(?:\s+[\w-]+){0,2}?)"
             r"\s+(?:is|are|has\s+(?:always\s+)?been|of\s+all\s+is)\s+(?:still\s+|definitely\s+)?"
             rf"(?P<value>[\w'’-]+(?:\s+{_ENDS}[\w'’-]+){{0,5}})",
@@ -703,13 +843,22 @@ _RULES: Final[tuple[tuple[re.Pattern[str], _Make], ...]] = tuple(
         ),
         # What is to come.
         (
+            "going planning flying travelling traveling moving visiting seeing meeting running taking starting having"
+            " getting hosting",
             rf"(?:{_AM}|\b(?i:we)(?:['’]re|\s+are)){_ADVERB}\s+(?P<value>(?:going\s+to|planning\s+to|flying\s+to|travell?ing\s+to"
             r"|moving\s+to|visiting|seeing|meeting|running|taking|starting|having|getting|hosting)\s+)",
             _plan,
         ),
         (
+            "go fly travel move visit meet run take start have get see",
             rf"{_I}(?:['’]ll|\s+will|\s+plan\s+to)\s+(?P<value>(?:go|fly|travel|move|visit|meet|run|take|start|have|get|see)\s+)",
             _plan,
         ),
     )
 )
+_RULES_OF: Final = {
+    word: tuple(place for place, rule in enumerate(_RULES) if word in rule[0])
+    for words, _, _ in _RULES
+    for word in words
+}
+"""Places of the rules that a word may have a part in: few sentences have any, and looking is cheaper than matching."""

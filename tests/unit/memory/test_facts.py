@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personae_runtime.memory.facts import KINDS, MAX_STATEMENTS, extract, is_persons, sentence, slot_of
+from personae_runtime.memory.facts import (
+    KINDS,
+    MAX_SENTENCE_CHARS,
+    MAX_STATEMENTS,
+    extract,
+    is_asserted,
+    is_persons,
+    sentence,
+    slot_of,
+)
 from personae_runtime.memory.timeline import ANY
 from tests.unit.memory.conftest import record
 
@@ -33,6 +42,13 @@ SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
         ("My dog Rex died last week.", ["not pet dog Rex"]),
         ("I love hiking in the mountains", ["likes hiking"]),
         ("I don't like coffee any more", ["dislikes coffee"]),
+        ("I do  not really like tea.", ["dislikes tea"]),
+        ("I no longer like tea.", ["not likes tea"]),
+        ("I don't enjoy concerts.", ["not likes concerts"]),
+        ("I can’t stand coffee.", ["dislikes coffee"]),
+        ("I hate coffee.", ["dislikes coffee"]),
+        ("I don't hate tea.", ["not dislikes tea"]),
+        ("I no longer dislike tea.", ["not dislikes tea"]),
         ("I love camping trips with my family", ["likes camping trips"]),
         ("I went to my daughter Sara's recital.", ["relation Daughter Sara"]),
         ("My favourite colour is green.", ["favourite colour: green"]),
@@ -44,6 +60,14 @@ SAID = datetime(2024, 5, 15, 13, 30, tzinfo=UTC)
         ("I'm flying to Rome on Friday", ["plans flying to Rome (2024-05-17)"]),
         ("I bought a red bike.", ["owns a red bike"]),
         ("I grew up in Faro.", ["grew_up_in Faro"]),
+        ("I'm a police officer.", ["works_as a police officer"]),
+        ("I'm lactose intolerant.", ["diet lactose intolerant"]),
+        ("I got a drum kit.", ["owns a drum kit"]),
+        ("My guinea pig is called Nibbles.", ["pet guinea pig Nibbles"]),
+        ("My best friend Ana and our neighbor Bob came.", ["relation Best friend Ana", "relation Neighbor Bob"]),
+        ("My fiancée's name is Eva.", ["relation Fiancée Eva"]),
+        ("I'm  now \t still  living\u00a0 in Porto.", ["lives_in Porto"]),
+        ("Well, I'm back in Lisbon for good.", ["lives_in Lisbon"]),
     ],
 )
 def test_what_a_person_says_of_themselves_is_a_fact(text: str, expected: list[str]) -> None:
@@ -77,6 +101,12 @@ def test_what_a_person_says_of_themselves_is_a_fact(text: str, expected: list[st
         "My wifi password is correcthorse, can you keep it?",
         "You live in Porto. Nadia is a nurse.",
         "I'm 300 years old",
+        "I stand corrected.",
+        "I bear arms.",
+        "I can't love tea.",
+        "I don't absolutely love tea.",
+        "I like tea no longer.",
+        "I'm told I live in Porto.",
     ],
 )
 def test_what_is_asked_wished_quoted_or_joked_is_none(text: str) -> None:
@@ -110,6 +140,76 @@ def test_times_beside_a_fact_are_read_as_its_form_asks(
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "asserted"),
+    [
+        ("I live in Porto.", True),
+        ("No. I live in Porto.", True),
+        ("I live in Porto, not in Rome.", True),
+        ("I live in Porto and don't drive.", True),
+        ("I wish I lived in Porto.", False),
+        ("Hi! Do I live in Porto?", False),
+        ("I don't live in Porto.", False),
+        ("I never, ever, lived in Porto.", False),
+        ("I used to live in Porto.", False),
+        ("Porto isn't my home.", False),
+        ("I live in Porto no more.", False),
+        ("She said I live in Porto.", False),
+        ("I live in Porto. Just kidding!", False),
+        ("I live" + " and live" * MAX_SENTENCE_CHARS + " in Porto.", False),
+        ("“" * 100 + "I live in Porto.", True),
+        ("“I live in Porto”", False),
+    ],
+)
+def test_what_is_stated_is_neither_asked_nor_wished_nor_denied(text: str, asserted: bool) -> None:
+    assert is_asserted(text, text.index("Porto")) is asserted
+
+
+def test_a_statement_stands_where_it_does_in_the_text_however_wide() -> None:
+    text = "Hello  \n\n there.   I   moved to\t\tPorto  in  May .  My   name is  Marta."
+    found = [text[one.begin : one.end] for one in extract(text, SAID)]
+    assert found == ["I   moved to\t\tPorto  in  May", "My   name is  Marta"]
+
+
+def test_a_sentence_beyond_a_length_is_passed_over_and_a_text_no_further_read_than_there_may_be_statements() -> None:
+    long = "I live in Porto, where" + " it" * MAX_SENTENCE_CHARS
+    assert [one.predicate for one in extract(f"{long}. My name is Marta.", SAID)] == ["name"]
+    # White space does not make a sentence long.
+    assert [one.value for one in extract("I live" + " " * MAX_SENTENCE_CHARS + "in Porto.", SAID)] == ["Porto"]
+    letters = [chr(ord("A") + number) for number in range(MAX_STATEMENTS + 2)]
+    found = extract(" ".join(f"I speak Welsh. I love word{letter}." for letter in letters), SAID)
+    assert len(found) == MAX_STATEMENTS
+    assert found[-1].value == f"word{letters[MAX_STATEMENTS - 2]}"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am" + " " * 1_990,
+        "I am " + "now " * 490,
+        ("I am " + "now " * 70 + ".\n") * 7,
+        "I like tea, " * 166,
+        ("I like tea, " * 24 + ".\n") * 7,
+        "I'll go if " * 180,
+        "“I " * 600,
+        "I" + "'a" * 900,
+    ],
+)
+def test_a_long_text_is_read_at_once(text: str) -> None:
+    # Of each a hundred, so that what grows with the square of the length is felt on any machine.
+    for _ in range(100):
+        extract(text, SAID)
+        is_asserted(text, len(text) - 1)
+
+
+def test_an_age_is_told_at_the_end_of_the_calendar_too() -> None:
+    [found] = extract("I am 30.", datetime(9999, 6, 1, tzinfo=UTC))
+    assert (found.value, found.valid_to) == ("30", None)
+    [found] = extract("I am 30.", SAID)
+    assert found.valid_to == datetime(2025, 5, 15, 13, 30, tzinfo=UTC)
+
+
 def test_only_the_persons_own_words_are_theirs() -> None:
     assert is_persons(record("Hello", speaker="ann"), "Ann")
     assert is_persons(record("Hello", speaker="User"), "u-17")
@@ -136,9 +236,12 @@ _WORDS = """
 """
 
 
-@given(st.lists(st.sampled_from(_WORDS.split()), max_size=25).map(" ".join) | st.text(max_size=100))
-def test_any_text_gives_few_facts_that_stand_in_it(text: str) -> None:
-    found = extract(text, SAID)
+@given(
+    st.lists(st.sampled_from(_WORDS.split()), max_size=25).map(" ".join) | st.text(max_size=100),
+    st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59), timezones=st.just(UTC)),
+)
+def test_any_text_gives_few_facts_that_stand_in_it(text: str, said_at: datetime) -> None:
+    found = extract(text, said_at)
     assert len(found) <= MAX_STATEMENTS
     for one in found:
         assert 0 <= one.begin < one.end <= len(text)
