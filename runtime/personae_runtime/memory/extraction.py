@@ -9,17 +9,19 @@ must stand in the quotation. Only turns are read, which are the person's own wor
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Protocol
+from uuid import uuid4
 
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
-from personae_runtime.errors import EngineDead, EngineOverloaded, PersonaeError
-from personae_runtime.memory.facts import KINDS, MAX_VALUE_CHARS, Statement, is_asserted, sentence, slot_of
+from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument
+from personae_runtime.memory.facts import KINDS, MAX_VALUE_CHARS, Statement, is_asserted, normalise, sentence, slot_of
 from personae_runtime.memory.store import Basis, ChangeCursor, MemoryChange, MemoryRecord, MemorySource
 from personae_runtime.policy.decision import PolicyContext
 
@@ -34,19 +36,24 @@ CONFIDENCE: Final = 0.6
 _PREDICATES: Final = tuple(name for name in KINDS if name not in ("plans", "age", "relation", "pet", "favourite"))
 """Whose value is words of the person's."""
 
+MAX_FACTS: Final = 8
+MAX_QUOTE_CHARS: Final = 400
+MAX_PLACES: Final = 4
+"""Of a value in its quotation that are judged."""
+
 SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
         "facts": {
             "type": "array",
-            "maxItems": 8,
+            "maxItems": MAX_FACTS,
             "items": {
                 "type": "object",
                 "properties": {
                     "message": {"type": "integer", "minimum": 1},
                     "predicate": {"type": "string", "enum": list(_PREDICATES)},
                     "value": {"type": "string", "minLength": 1, "maxLength": MAX_VALUE_CHARS},
-                    "quote": {"type": "string", "minLength": 1, "maxLength": 400},
+                    "quote": {"type": "string", "minLength": 1, "maxLength": MAX_QUOTE_CHARS},
                 },
                 "required": ["message", "predicate", "value", "quote"],
                 "additionalProperties": False,
@@ -102,6 +109,9 @@ class Extractor:
         on_written: told after facts were written.
         batch: changes per round.
         poll_s: seconds between rounds when there is nothing to do, or the engine has no place.
+
+    Attributes:
+        passed_over: memories that the engine refused.
     """
 
     def __init__(
@@ -122,7 +132,7 @@ class Extractor:
         self._batch = batch
         self._poll_s = poll_s
         self._max_tokens = max_tokens
-        self._numbers = itertools.count()
+        self.passed_over = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the feed until `stop` is set; what fails is tried again at the next poll."""
@@ -154,7 +164,7 @@ class Extractor:
                 by_scope.setdefault(one.record.scope, []).append(one)
         # Words of two people never share a prompt.
         for own in by_scope.values():
-            found = parse(await self._ask([one.record for one in own]), [one.record for one in own], self._engine.model)
+            found = await self._read([one.record for one in own])
             for one, statements in zip(own, found, strict=True):
                 kept = [each for each in statements if self._allows(sentence(each.predicate, each.value), one.context)]
                 if kept and await self._ledger.state(one.record, kept):
@@ -162,10 +172,25 @@ class Extractor:
         await self._ledger.save_cursor(CURSOR, changes[-1].cursor)
         return len(changes)
 
+    async def _read(self, records: Sequence[MemoryRecord]) -> list[list[Statement]]:
+        """The statements of a person's memories, by memory; each is asked about alone if together they are too long."""
+        try:
+            return parse(await self._ask(records), records, self._engine.model)
+        except InvalidArgument as error:
+            # Such as words that do not fit the model's context: no later try will be better.
+            if len(records) == 1:
+                self.passed_over += 1
+                _log.warning(
+                    "memory %s can't be asked about and is passed over: %s", records[0].memory_id, error.reason
+                )
+                return [[]]
+        return [found for record in records for found in await self._read([record])]
+
     async def _ask(self, records: Sequence[MemoryRecord]) -> str:
         told = "\n".join(f"{number}. {json.dumps(record.text)}" for number, record in enumerate(records, start=1))
         request = GenerateRequest(
-            request_id=f"extraction/{next(self._numbers)}",
+            # Of no other extractor's on the same engine, which would refuse it.
+            request_id=f"extraction/{uuid4()}",
             messages=[Message("system", _INSTRUCTIONS), Message("user", told)],
             max_tokens=self._max_tokens,
             temperature=0,
@@ -173,44 +198,41 @@ class Extractor:
             json_schema=json.dumps(SCHEMA),
         )
         parts: list[str] = []
-        try:
-            async with aclosing(self._engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    parts.append(delta.text)
-                    if delta.finish is EngineFinish.ABORT:
-                        raise EngineDead("the engine ended the request early")
-        except (EngineOverloaded, EngineDead):
-            raise
-        except PersonaeError as error:
-            # Such as words that do not fit the model's context: no later try will be better.
-            _log.info("words that can't be asked about are passed over: %s", error.reason)
-            return ""
+        async with aclosing(self._engine.generate(request)) as deltas:
+            async for delta in deltas:
+                parts.append(delta.text)
+                if delta.finish is EngineFinish.ABORT:
+                    raise EngineDead("the engine ended the request early")
         return "".join(parts)
 
 
 def parse(reply: str, records: Sequence[MemoryRecord], model: str) -> list[list[Statement]]:
     """The statements of a reply by record; what breaks a rule is left out.
 
-    A quotation must stand verbatim in its message, the value in the quotation,
-    and the message must state it: no question, no wish, nobody else's words.
+    A quotation must stand verbatim in its message, the value as whole words in
+    the quotation, and the message must state it there: no question, no wish, no
+    denial, nobody else's words.
     """
     found: list[list[Statement]] = [[] for _ in records]
     try:
         told = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # No JSON, or brackets in brackets without end.
         return found
     facts = told.get("facts") if isinstance(told, dict) else None
-    for fact in facts if isinstance(facts, list) else ():
+    for fact in facts[:MAX_FACTS] if isinstance(facts, list) else ():
         if not isinstance(fact, dict) or set(fact) != {"message", "predicate", "value", "quote"}:
             continue
         number, predicate, value, quote = fact["message"], fact["predicate"], fact["value"], fact["quote"]
         if not (isinstance(number, int) and 1 <= number <= len(records) and predicate in _PREDICATES):
             continue
-        if not (isinstance(value, str) and isinstance(quote, str) and 0 < len(value) <= MAX_VALUE_CHARS):
+        if not (isinstance(value, str) and len(value) <= MAX_VALUE_CHARS and normalise(value)):
             continue
-        record = records[number - 1]
-        begin = record.text.find(quote) if quote.strip() else -1
-        if begin < 0 or value.casefold() not in quote.casefold() or not is_asserted(record.text, begin):
+        if not (isinstance(quote, str) and 0 < len(quote) <= MAX_QUOTE_CHARS):
+            continue
+        record, value = records[number - 1], value.strip()
+        begin = record.text.find(quote)
+        if begin < 0 or not _states(record.text, value, begin, begin + len(quote)):
             continue
         found[number - 1].append(
             Statement(
@@ -226,3 +248,10 @@ def parse(reply: str, records: Sequence[MemoryRecord], model: str) -> list[list[
             )
         )
     return found
+
+
+def _states(text: str, value: str, begin: int, end: int) -> bool:
+    """Whether a value stands between two places of a text, as whole words, where the person states it."""
+    words = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+    at = (match.start() for match in words.finditer(text, begin) if match.end() <= end)
+    return any(is_asserted(text, place) for place in islice(at, MAX_PLACES))
