@@ -13,6 +13,7 @@ import re
 import threading
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 from zlib import crc32
@@ -43,7 +44,7 @@ _FUNCTION_WORDS: Final = """
 """
 STOPWORDS: Final = frozenset(_FUNCTION_WORDS.split())
 
-_WORD: Final = re.compile(r"\w+(?:['\u2019]\w+)*")
+_WORD: Final = re.compile(r"\w+(?:'\w+)*")
 _MONTHS: Final = (  # not strftime: its month names follow the process's locale
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -53,15 +54,30 @@ _stemmers = threading.local()  # a stemmer keeps a cache and is not safe to shar
 
 def terms(text: str) -> list[str]:
     """Stems in order: NFKC, case-folded, without accents, possessives or stop words."""
-    plain = text[:MAX_TEXT_CHARS]
+    stems: list[str] = _stemmer().stemWords([word for word in _words(text) if word and word not in STOPWORDS])
+    return stems
+
+
+def held(stems: Collection[str], text: str) -> set[str]:
+    """Those of the stems that a text has among its `terms`."""
+    # A stem begins as its word does, so most words need not be stemmed.
+    initials = {stem[0] for stem in stems}
+    words = [word for word in _words(text) if word and word[0] in initials and word not in STOPWORDS]
+    return set(stems).intersection(_stemmer().stemWords(words))
+
+
+def _words(text: str) -> list[str]:
+    plain = text[:MAX_TEXT_CHARS].replace("\u2019", "'")
     if plain.isascii():  # normal already, and most texts are
         plain = plain.casefold()
     else:
         folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", plain).casefold())
-        plain = "".join(char for char in folded if not unicodedata.combining(char))
-    words = [word.replace("\u2019", "'").removesuffix("'s").replace("'", "") for word in _WORD.findall(plain)]
-    stems: list[str] = _stemmer().stemWords([word for word in words if word and word not in STOPWORDS])
-    return stems
+        accents = [ord(char) for char in set(folded) if unicodedata.combining(char)]
+        plain = folded.translate(dict.fromkeys(accents)) if accents else folded
+    words: list[str] = _WORD.findall(plain)
+    if "'" in plain:
+        words = [word.removesuffix("'s").replace("'", "") for word in words]
+    return words
 
 
 def term_id(stem: str) -> int:
