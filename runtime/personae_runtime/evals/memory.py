@@ -6,8 +6,11 @@ of the turns that answer them. Categories 1 to 4 (multi-hop, temporal, open-doma
 single-hop) have an answer; category 5 asks one speaker for what the other said, so
 that abstaining is right.
 
-Everything runs as in a host: history reader, indexer, index and `Recall`; only
-the ledger is a dict. Plain BM25 over single turns runs beside it.
+History reader, indexer, index, ranking and `Recall` are a host's; the ledger is not.
+Memories lie in a dict: nothing is read from PostgreSQL or decrypted, no facts are drawn
+or recalled beside words, and one question is asked at a time. So recall and abstention
+are those of a host, while `read_ms` and `index_s` leave out what its ledger adds, and
+what calls at the same time do to one another. Plain BM25 over single turns runs beside it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from personae_runtime.memory.embedder import Embedder
 from personae_runtime.memory.history import BadHistory, parse_locomo
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.lexical import K1, B, spoken_date, terms
+from personae_runtime.memory.rank import Query
 from personae_runtime.memory.recall import Recall, RecallResult
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 
@@ -42,6 +46,9 @@ DEPTHS: Final = (5, 10, 20)
 
 ANSWERABLE: Final = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 ADVERSARIAL: Final = 5
+
+MAX_FILE_BYTES: Final = 64 << 20
+"""A file is held in memory as parsed JSON, ten times its size and more."""
 
 _DENSE_DEADLINE_S: Final = 10.0
 _TURN_ID: Final = re.compile(r"D:?(\d+):(\d+)")
@@ -83,9 +90,13 @@ class Report:
         abstain_adversarial: share of category 5 with low confidence; None without such questions.
         abstain_other: the same for every conversation's questions of categories 1 to 4 asked
             of the next conversation; None if there is only one.
+        abstain_other_unnamed: the same without the names of either conversation's speakers in the
+            questions: a name that nobody there bears gives a question away.
         false_abstain: the same for categories 1 to 4 asked where they belong.
-        read_ms_p50, read_ms_p95: wall milliseconds of a recall, query embedding included.
-        index_s: seconds to index all turns.
+        false_abstain_unnamed: the same without the speakers' names: what `abstain_other_unnamed` costs.
+        read_ms_p50, read_ms_p95: wall milliseconds of a recall, query embedding included, one at a
+            time; without ledger, decryption and facts, which a host's has too.
+        index_s: seconds to index all turns, embeddings included, ledger not.
     """
 
     dataset: str
@@ -102,7 +113,9 @@ class Report:
     recall_spread: Shares
     abstain_adversarial: float | None
     abstain_other: float | None
+    abstain_other_unnamed: float | None
     false_abstain: float
+    false_abstain_unnamed: float
     read_ms_p50: float
     read_ms_p95: float
     index_s: float
@@ -115,29 +128,42 @@ def load_locomo(path: Path) -> list[Conversation]:
         BadHistory: the file can't be read, breaks the format, or asks nothing that has evidence.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise BadHistory(f"{path} can't be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise BadHistory(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; measure fewer conversations at a time")
     try:
         document = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadHistory(f"{path}: not JSON in UTF-8: {type(error).__name__}") from error
     samples = document if isinstance(document, list) else [document]
-    found = []
+    found: dict[str, Conversation] = {}
     for place, sample in enumerate(samples, start=1):
         where = f"{path}, conversation {place}"
-        if not isinstance(sample, dict) or not isinstance(sample.get("sample_id"), str):
+        if (
+            not isinstance(sample, dict)
+            or not isinstance(name := sample.get("sample_id"), str)
+            or not isinstance(sample.get("conversation"), dict)
+        ):
             raise BadHistory(f"{where}: expected an object with sample_id, conversation and qa")
-        name = sample["sample_id"]
-        found.append(Conversation(name, _records(data, path, name), tuple(_questions(sample.get("qa"), where))))
-    if not any(answerable(question) for conversation in found for question in conversation.questions):
+        if name in found:
+            raise BadHistory(f"{where}, field sample_id: already used in this file")
+        found[name] = Conversation(name, _records(sample, path), tuple(_questions(sample.get("qa"), where)))
+    if not any(answerable(question) for conversation in found.values() for question in conversation.questions):
         raise BadHistory(f"{path}: no question of categories 1 to 4 has evidence, so there is nothing to measure")
-    return found
+    return list(found.values())
 
 
 def turn_ids(text: str) -> frozenset[str]:
     """The turn ids in a text that may hold several or be badly formed, each as D<session>:<turn>."""
     return frozenset(f"D{int(session)}:{int(turn)}" for session, turn in _TURN_ID.findall(text))
+
+
+def unnamed(text: str, *conversations: Conversation) -> str:
+    """A question without the names of the conversations' speakers; as it is if it asks nothing else."""
+    return Query(text, {record.speaker for one in conversations for record in one.records}).without_names
 
 
 def answerable(question: Question) -> bool:
@@ -223,7 +249,7 @@ async def _ask(
     on_progress: Callable[[str, int, int], None],
 ) -> Report:
     found: list[_Asked] = []
-    elsewhere: list[bool] = []
+    elsewhere: list[_Abstained] = []
     read_ms: list[float] = []
     total = sum(len(conversation.questions) for conversation in conversations)
 
@@ -239,11 +265,26 @@ async def _ask(
         for question in conversation.questions:
             result = await ask(conversation.name, question.text)
             ranked = [item.record.external_id for item in result.items]
-            found.append(_Asked(conversation.name, question, ranked, bm25.search(question.text), result.low_confidence))
+            abstained = _Abstained(
+                result.low_confidence,
+                (await ask(conversation.name, unnamed(question.text, conversation))).low_confidence,
+            )
+            found.append(_Asked(conversation.name, question, ranked, bm25.search(question.text), abstained))
             if other is not conversation and question.category in ANSWERABLE:
-                elsewhere.append((await ask(other.name, question.text)).low_confidence)
+                elsewhere.append(
+                    _Abstained(
+                        (await ask(other.name, question.text)).low_confidence,
+                        (await ask(other.name, unnamed(question.text, conversation, other))).low_confidence,
+                    )
+                )
             on_progress("asking", len(found), total)
     return _report(conversations, found, elsewhere, read_ms, dense, turns, index_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Abstained:
+    named: bool
+    unnamed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,13 +293,13 @@ class _Asked:
     question: Question
     ranked: Sequence[str]
     bm25: Sequence[str]
-    abstained: bool
+    abstained: _Abstained
 
 
 def _report(
     conversations: Sequence[Conversation],
     found: Sequence[_Asked],
-    elsewhere: Sequence[bool],
+    elsewhere: Sequence[_Abstained],
     read_ms: Sequence[float],
     dense: bool,
     turns: int,
@@ -301,9 +342,11 @@ def _report(
             str(depth): round(statistics.pstdev(shares[str(depth)] for shares in by_conversation.values()), 1)
             for depth in DEPTHS
         },
-        abstain_adversarial=_percent([item.abstained for item in found if item.question.category == ADVERSARIAL]),
-        abstain_other=_percent(elsewhere),
-        false_abstain=_percent([item.abstained for item in counted]) or 0.0,
+        abstain_adversarial=_percent([item.abstained.named for item in found if item.question.category == ADVERSARIAL]),
+        abstain_other=_percent([item.named for item in elsewhere]),
+        abstain_other_unnamed=_percent([item.unnamed for item in elsewhere]),
+        false_abstain=_percent([item.abstained.named for item in counted]) or 0.0,
+        false_abstain_unnamed=_percent([item.abstained.unnamed for item in counted]) or 0.0,
         read_ms_p50=round(float(np.percentile(read_ms, 50)), 2),
         read_ms_p95=round(float(np.percentile(read_ms, 95)), 2),
         index_s=round(index_s, 2),
@@ -321,8 +364,11 @@ def _percent(flags: Sequence[bool]) -> float | None:
     return round(100 * statistics.fmean(flags), 1) if flags else None
 
 
-def _records(data: bytes, path: Path, name: str) -> tuple[MemoryRecord, ...]:
+def _records(sample: dict[str, Any], path: Path) -> tuple[MemoryRecord, ...]:
     now = datetime.now(UTC)
+    name = sample["sample_id"]
+    # The reader takes bytes: those of this conversation, not the whole file once for each.
+    alone = json.dumps({"sample_id": name, "conversation": sample["conversation"]}).encode()
     return tuple(
         MemoryRecord(
             memory_id=uuid.uuid5(uuid.NAMESPACE_OID, f"{item.thread}/{item.ordinal}"),
@@ -336,7 +382,7 @@ def _records(data: bytes, path: Path, name: str) -> tuple[MemoryRecord, ...]:
             created_at=now,
             external_id=min(turn_ids(item.external_id), default=item.external_id),
         )
-        for item in parse_locomo(data, name=str(path), select=name).items
+        for item in parse_locomo(alone, name=str(path), select=name).items
     )
 
 

@@ -114,7 +114,12 @@ def _show(report: Report) -> None:
     for name, share in (
         ("abstains where one speaker is asked for another's words (category 5)", report.abstain_adversarial),
         ("abstains on another conversation's questions", report.abstain_other),
+        ("  without the speakers' names in them", report.abstain_other_unnamed),
         ("abstains wrongly (categories 1 to 4)", report.false_abstain),
+        ("  without the speakers' names in them", report.false_abstain_unnamed),
     ):
         console.print(f"{name}: {'no such question' if share is None else f'{share:.1f} %'}")
-    console.print(f"a recall takes {report.read_ms_p50:.1f} ms (median), {report.read_ms_p95:.1f} ms (95th percentile)")
+    console.print(
+        f"a recall takes {report.read_ms_p50:.1f} ms (median), {report.read_ms_p95:.1f} ms (95th percentile),"
+        " one at a time, without what a host's ledger, decryption and facts add"
+    )
