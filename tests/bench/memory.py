@@ -220,7 +220,7 @@ async def rebuild(folder: Path, changes: int, *, dense: bool) -> float:
         stack.callback(lock_data_dir(settings.data_dir).close)
         stores = await open_stores(settings, stack)
         await store(stores, [record(stores, USER, draw) for _ in range(changes)])
-        memory = await open_memory(settings, stores, stack, Telemetry.off(), fresh=True)
+        memory = await open_memory(settings, stores, stack, Telemetry.off())
         begun = time.perf_counter()
         done = await memory.indexer.reindex()
         return done / (time.perf_counter() - begun)

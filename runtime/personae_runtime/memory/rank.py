@@ -220,6 +220,14 @@ class Query:
         return bool(stems) and self._name_stems.issuperset(stems)
 
 
+def may_name(text: str) -> bool:
+    """Whether a query may name somebody: a word inside a sentence is capitalised, and is none of the common ones."""
+    return any(
+        word not in _FIRST_PERSON and word not in _TIME_WORDS and word not in _MONTH_NUMBERS and bool(terms(word))
+        for word in map(_folded, _NAME.findall(text))
+    )
+
+
 def rank(text: str, candidates: Sequence[Candidate], *, limit: int | None = None) -> Ranking:
     """Order candidates by what a query asks. The same input gives the same ranking, in whatever order it comes.
 

@@ -15,15 +15,18 @@ from uuid import UUID
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.memory.index import IndexHit, MemoryIndex, Place, PointKind
 from personae_runtime.memory.lexical import query_vector
-from personae_runtime.memory.rank import Candidate, Features, Query, fused, rank
+from personae_runtime.memory.rank import Candidate, Features, Query, fused, may_name, rank
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
 from personae_runtime.memory.times import asked_about
 
-ARM_DEPTH: Final = 200
-"""Hits asked of each arm at least."""
+ARM_DEPTH: Final = 100
+"""Hits asked of each arm, at least; ten times those wanted if that is more."""
 
-CANDIDATES: Final = 100
-"""Best fused hits that are read back from the store and ranked, at least."""
+CANDIDATES: Final = 60
+"""Best fused hits that are read back from the store and ranked, at least; five times those wanted if that is more."""
+
+WORDS_DEPTH: Final = 40
+"""Hits asked of the lexical arm, at least, where there is no other to lift what it places low."""
 
 NAMES_FROM: Final = 40
 """Best lexical hits whose speakers are looked for in the query before it is embedded."""
@@ -189,20 +192,33 @@ class Recall:
         Raises:
             LedgerUnavailable: the words can't be read.
         """
-        depth = max(ARM_DEPTH, 4 * limit)
+        both_arms = embedding is not None or self._embedder is not None
+        depth = max(ARM_DEPTH, 10 * limit) if both_arms else max(WORDS_DEPTH, 5 * limit)
         now = self._clock()
-        hits = {
-            hit.memory_id: hit
-            for hit in await self._index.search(
-                scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE
-            )
-            if hit.memory_id not in exclude_ids
-        }
-        # Words first: whom the query names is known by the speakers of what they find.
-        left_out: dict[UUID, LeftOutReason] = {}
-        records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads, left_out)
-        plain = Query(query, {record.speaker for record in records.values()}).without_names
-        dense = await self._dense(plain, dense_deadline_s, embedding)
+        early: asyncio.Future[list[Vector]] | None = None
+        if embedding is None and self._embedder is not None and not may_name(query):
+            # It takes longest, so it begins first.
+            early = asyncio.ensure_future(self._embedder.embed([query]))
+            early.add_done_callback(lambda done: done.cancelled() or done.exception())  # told where it is awaited
+        try:
+            hits = {
+                hit.memory_id: hit
+                for hit in await self._index.search(
+                    scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE
+                )
+                if hit.memory_id not in exclude_ids
+            }
+            left_out: dict[UUID, LeftOutReason] = {}
+            records: dict[UUID, MemoryRecord] = {}
+            dense = None
+            if both_arms:
+                # Words first: whom the query names is known by the speakers of what they find.
+                records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads, left_out)
+                plain = Query(query, {record.speaker for record in records.values()}).without_names
+                dense = await self._dense(plain, dense_deadline_s, embedding, early if plain == query else None)
+        finally:
+            if early is not None:
+                early.cancel()
         if dense is not None:
             for hit in await self._index.search(
                 scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE
@@ -210,7 +226,7 @@ class Recall:
                 if hit.memory_id not in exclude_ids:
                     known = hits.get(hit.memory_id)
                     hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
-        wanted = _best(hits.values(), max(CANDIDATES, 2 * limit))
+        wanted = _best(hits.values(), max(CANDIDATES, 5 * limit))
         missing = [memory_id for memory_id in wanted if memory_id not in records]
         more, facts = await asyncio.gather(
             self._read(scope, missing, exclude_threads, left_out),
@@ -222,7 +238,7 @@ class Recall:
             for memory_id in wanted
             if memory_id in records
         ]
-        ranking = rank(query, found)
+        ranking = rank(query, found, limit=limit)
         return RecallResult(
             tuple(
                 RecalledMemory(one.candidate.record, one.score, one.candidate.lexical, one.candidate.dense, one.parts)
@@ -290,13 +306,21 @@ class Recall:
         ]
         return tuple(found[:limit])
 
-    async def _dense(self, query: str, deadline_s: float, embedding: Awaitable[Vector] | None) -> Vector | None:
+    async def _dense(
+        self,
+        query: str,
+        deadline_s: float,
+        embedding: Awaitable[Vector] | None,
+        early: asyncio.Future[list[Vector]] | None,
+    ) -> Vector | None:
+        """The query's vector if it is there in time: the caller's, the one begun early, or one of its own."""
         try:
-            if embedding is not None:
-                async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s):
+                if embedding is not None:
                     return await asyncio.shield(embedding)
-            if self._embedder is not None:
-                async with asyncio.timeout(deadline_s):
+                if early is not None:
+                    return (await early)[0]
+                if self._embedder is not None:
                     return (await self._embedder.embed([query]))[0]
         except TimeoutError:
             self._on_fallback(Fallback.DEADLINE)
