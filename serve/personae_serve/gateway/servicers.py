@@ -612,17 +612,21 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         parent = _own("user", request.parent, "parent")
         if self._recall is None:
             raise _memory_disabled()
-        if not await self._consents.may_remember(parent):
+        size = request.page_size or 10
+        # What is found without consent is let go unseen.
+        may_remember, result = await asyncio.gather(
+            self._consents.may_remember(parent),
+            self._recall.recall(
+                self._scope(parent),
+                request.query,
+                limit=size,
+                dense_deadline_s=_SEARCH_DEADLINE_S,
+                fact_limit=min(size, _SEARCH_FACTS),
+            ),
+        )
+        if not may_remember:
             # As a turn's recall would.
             return memory_service_pb2.SearchMemoriesResponse(lexical_only=True, low_confidence=True)
-        size = request.page_size or 10
-        result = await self._recall.recall(
-            self._scope(parent),
-            request.query,
-            limit=size,
-            dense_deadline_s=_SEARCH_DEADLINE_S,
-            fact_limit=min(size, _SEARCH_FACTS),
-        )
         # As before the model, facts come before words.
         above = max((item.score for item in result.items), default=0.0)
         found = [(item.record, above + item.score) for item in result.facts]
