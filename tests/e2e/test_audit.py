@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from personae.v1 import audit_service_pb2 as pb
 from personae.v1 import persona_service_pb2
 from personae.v1 import policy_service_pb2 as policy_pb
 from personae_serve.audit_verify import Report, check_consistency, check_inclusion, leaf_hash, read_note, verify
-from tests.e2e.conftest import StartHost
+from tests.e2e.conftest import StartHost, start_hosted
 from tests.e2e.support import Api, Hosted, failure, new_user, run_cli
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -66,10 +69,15 @@ async def consent(api: Api, user: str, state: policy_pb.ConsentState) -> None:
     )
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def life(start_host: StartHost) -> Life:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def life(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Life]:
     """A persona published twice and withdrawn, a person who consents, is in need, and is erased."""
-    hosted = await start_host()
+    async with AsyncExitStack() as stack:
+        yield await live(await start_hosted(stack, tmp_path_factory.mktemp("audit")))
+
+
+async def live(hosted: Hosted) -> Life:
+    """See `life`."""
     api = hosted.api
     persona = await api.persona()
     user = new_user(persona)
@@ -251,6 +259,29 @@ async def test_every_changed_byte_is_detected(life: Life) -> None:
         changed = bytes([whole[at] ^ (1 << chosen.randrange(8))])
         mutated = whole[:at] + changed + whole[at + 1 :]
         assert not judge(life, mutated.splitlines(keepends=True)).holds, (at, whole[at : at + 1], changed)
+
+
+async def test_no_series_of_changes_goes_undetected(life: Life) -> None:
+    lines = life.lines
+    places = st.integers(0, len(lines) - 1)
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(st.lists(st.tuples(st.sampled_from(("drop", "move", "copy", "change")), places, places), min_size=1))
+    def check(changes: list[tuple[str, int, int]]) -> None:
+        found = list(lines)
+        for what, at, to in changes:
+            if not found:
+                break
+            at %= len(found)
+            line = found[at] if what == "copy" else found.pop(at)
+            if what == "change":
+                found.insert(at, line.replace(b"demo", b"dome", 1 + to % 3))
+            elif what != "drop":
+                found.insert(to % (len(found) + 1), line)
+        for candidate in (found, renumbered(found)):
+            assert judge(life, candidate).holds == (candidate == lines)
+
+    check()
 
 
 async def test_cut_off_behind_an_earlier_checkpoint_only_a_known_one_tells(life: Life) -> None:

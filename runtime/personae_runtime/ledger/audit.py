@@ -38,7 +38,8 @@ from personae_runtime.ledger.database import Connection, Database
 _log = structlog.get_logger(__name__)
 
 EXPORT_FORMAT: Final = "personae-audit/1"
-_LOCK: Final = "hashtextextended('personae audit', 8)"
+LOCK: Final = "hashtextextended('personae audit', 8)"
+"""SQL of the advisory lock that whoever sequences holds."""
 _BATCH: Final = 1_000
 _PAGE: Final = 500
 _POLL_S: Final = 0.5
@@ -198,11 +199,11 @@ class AuditLog:
         """
         async with self._database.transaction() as connection:
             if wait:
-                await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-            elif not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({_LOCK})"):
+                await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
+            elif not await connection.fetchval(f"SELECT pg_try_advisory_xact_lock({LOCK})"):
                 return 0
-            # By transaction, so that what rests on something stands behind it. A late commit is taken with the next
-            # batch: rows leave by deletion, not behind a cursor, so none is passed.
+            # By transaction: one that began when another had committed stands behind it. A late commit is taken with
+            # the next batch: rows leave by deletion, not behind a cursor, so none is passed.
             rows = await connection.fetch("SELECT * FROM audit_outbox ORDER BY xid, seq LIMIT $1", _BATCH)
             by_tenant: dict[str, list[asyncpg.Record]] = defaultdict(list)
             for row in rows:
@@ -297,7 +298,7 @@ class AuditLog:
     async def _sign(self, tenant: str) -> Checkpoint:
         async with self._database.transaction() as connection:
             # Held off from growing, and from being signed twice.
-            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
             size = await self._size(tenant, connection)
             row = await connection.fetchrow(
                 "SELECT * FROM audit_checkpoints WHERE tenant = $1 AND size = $2", tenant, size
