@@ -98,6 +98,11 @@ def test_the_client_imports_only_what_its_distribution_depends_on() -> None:
             assert target.split(".")[0] in allowed | standard, f"{path}: imports {target}"
 
 
+def test_the_audit_verifier_shares_no_code_with_what_it_checks() -> None:
+    targets = {target.split(".")[0] for target in imports_of(SERVE / "audit_verify.py")}
+    assert targets <= {"cryptography"} | set(sys.stdlib_module_names)
+
+
 @pytest.mark.parametrize("package", [RUNTIME, SERVE, CLIENT], ids=lambda p: p.name)
 def test_packages_are_typed_and_documented(package: Path) -> None:
     assert (package / "py.typed").exists()

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import (
+    audit_service_pb2,
     corpus_service_pb2,
     memory_service_pb2,
     persona_service_pb2,
@@ -31,7 +32,14 @@ from tests.e2e.support import Api, Hosted, failure, read_failure
 
 in_session = pytest.mark.asyncio(loop_scope="session")
 
-MODULES = (persona_service_pb2, session_service_pb2, memory_service_pb2, corpus_service_pb2, policy_service_pb2)
+MODULES = (
+    persona_service_pb2,
+    session_service_pb2,
+    memory_service_pb2,
+    corpus_service_pb2,
+    policy_service_pb2,
+    audit_service_pb2,
+)
 
 
 def methods() -> Iterator[MethodDescriptor]:

@@ -18,6 +18,7 @@ from personae_runtime.errors import (
     NotFound,
     OwnedElsewhere,
 )
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.memories import LIVE, MemoryLedger
@@ -640,12 +641,15 @@ class SessionLedger:
         )
 
     async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
-        """Record a policy decision, without the text it judged; durable on return."""
+        """Record a policy decision, without the text it judged, and its audit entry; durable on return."""
         decision_id = uuid4()
+        # One statement for both: no further round trip, and a repeat after a lost connection writes neither twice.
         await self._database.execute(
-            "INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action, category,"
-            " reason_code, rules, scores, bundle_version)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING",
+            "WITH decision AS (INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action,"
+            "  category, reason_code, rules, scores, bundle_version)"
+            "  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING RETURNING decision_id)"
+            " INSERT INTO audit_outbox (entry_id, tenant, kind, body) SELECT decision_id, $2, 'decision', $13"
+            " FROM decision",
             decision_id,
             session.tenant,
             session.persona,
@@ -658,8 +662,29 @@ class SessionLedger:
             [rule.rule_id for rule in decision.rules],
             orjson.dumps(dict(decision.scores)).decode(),
             decision.bundle_version,
+            self._audit_body(session, turn_no, decision),
         )
         return decision_id
+
+    def _audit_body(self, session: SessionRow, turn_no: int, decision: Decision) -> bytes:
+        return audit.canonical(
+            {
+                "action": decision.action.value,
+                "bundle_version": decision.bundle_version,
+                "category": decision.category,
+                "person": session.scope,
+                "persona": session.persona,
+                "reason_code": decision.reason_code,
+                "rules": [rule.rule_id for rule in decision.rules],
+                "scores": [
+                    {"category": category, "millionths": audit.millionths(score)}
+                    for category, score in sorted(decision.scores.items())
+                ],
+                "session": self._vault.pseudonym("session", session.tenant, session.persona, session.session),
+                "stage": decision.stage.value,
+                "turn": turn_no,
+            }
+        )
 
     async def quarantine(self, memory_id: UUID, reason: str) -> None:
         """See `MemoryLedger.quarantine`."""

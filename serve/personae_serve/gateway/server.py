@@ -17,6 +17,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from personae.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     corpus_service_pb2,
     corpus_service_pb2_grpc,
     memory_service_pb2,
@@ -30,6 +32,7 @@ from personae.v1 import (
 )
 from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
+from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.operations import OperationsServicer
 from personae_serve.gateway.servicers import (
@@ -50,6 +53,7 @@ SERVICE_NAMES = tuple(
         memory_service_pb2,
         corpus_service_pb2,
         policy_service_pb2,
+        audit_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
@@ -111,6 +115,7 @@ class GatewayServer:
         corpus: CorpusServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
+        audit: AuditServicer,
         operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
         reflection: bool,
@@ -128,6 +133,7 @@ class GatewayServer:
         corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(corpus, self._server)
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audit, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
