@@ -523,6 +523,13 @@ class PolicySettings(_Section):
     scorer_timeout_ms: float = Field(
         1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]
     )
+    redress: str = Field(
+        "You can ask the operator of this service to look at the decision again, naming it, and go to court.",
+        min_length=1,
+        description="What statements of reasons say a person can do about a decision; name your own contact here, and"
+        " the out-of-court bodies that apply.",
+        examples=["Write to appeals@example.com and name the decision. You can also go to court."],
+    )
 
 
 class SessionSettings(_Section):

@@ -59,6 +59,9 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.CorpusService/DeleteDocument": "documents.delete",
     "/personae.v1.CorpusService/SearchPassages": "documents.list",
     "/personae.v1.PolicyService/Classify": "policy.classify",
+    "/personae.v1.PolicyService/GetDecision": "decisions.get",
+    "/personae.v1.PolicyService/ListDecisions": "decisions.list",
+    "/personae.v1.PolicyService/Explain": "decisions.get",
     "/personae.v1.ConsentService/RecordConsent": "consents.record",
     "/personae.v1.ConsentService/ListConsentEvents": "consents.list",
     "/google.longrunning.Operations/GetOperation": "operations.get",
@@ -87,6 +90,8 @@ _USER_PERMISSIONS = frozenset(
         "memories.export",
         "memories.erase",
         "operations.get",
+        "decisions.get",
+        "decisions.list",
         "consents.record",
         "consents.list",
     }

@@ -19,6 +19,7 @@ from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import UNREACHABLE
+from personae_runtime.ledger.decisions import DecisionLedger
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
@@ -245,7 +246,7 @@ class Gateway:
                 policy,
                 stores.vault,
             ),
-            policy=PolicyServicer(policy),
+            policy=PolicyServicer(policy, DecisionLedger(stores.database), stores.vault, settings.policy.redress),
             consents=ConsentServicer(consents, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
