@@ -18,6 +18,7 @@ from personae.v1 import (
     memory_service_pb2,
     persona_service_pb2,
     policy_service_pb2,
+    review_service_pb2,
     session_service_pb2,
 )
 from personae_runtime.config import ApiKey
@@ -31,7 +32,14 @@ from tests.e2e.support import Api, Hosted, failure, read_failure
 
 in_session = pytest.mark.asyncio(loop_scope="session")
 
-MODULES = (persona_service_pb2, session_service_pb2, memory_service_pb2, corpus_service_pb2, policy_service_pb2)
+MODULES = (
+    persona_service_pb2,
+    session_service_pb2,
+    memory_service_pb2,
+    corpus_service_pb2,
+    policy_service_pb2,
+    review_service_pb2,
+)
 
 
 def methods() -> Iterator[MethodDescriptor]:

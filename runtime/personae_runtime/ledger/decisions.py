@@ -15,7 +15,7 @@ from personae_runtime.errors import NotFound
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.policy.decision import Action, AgeBand, Decision, DecisionRecord, PolicyContext, Stage
 
-_SELECT: Final = (
+SELECT_DECISION: Final = (
     "SELECT d.*, s.session, t.turn_id, s.scope, s.user_id FROM decisions d"
     " LEFT JOIN sessions s USING (session_pk) LEFT JOIN turns t USING (session_pk, turn_no)"
 )
@@ -92,7 +92,7 @@ class DecisionLedger:
             NotFound: there is none of that id, or it is not that user's.
         """
         row = await self._database.fetchrow(
-            f"{_SELECT} WHERE d.tenant = $1 AND d.decision_id = $2 AND ($3 = '' OR s.user_id = $3)",
+            f"{SELECT_DECISION} WHERE d.tenant = $1 AND d.decision_id = $2 AND ($3 = '' OR s.user_id = $3)",
             tenant,
             decision_id,
             user,
@@ -131,7 +131,7 @@ class DecisionLedger:
             where("(d.created_at, d.decision_id) < ({}, {})", *before)
         arguments.append(limit)
         rows = await self._database.fetch(
-            f"{_SELECT} WHERE {' AND '.join(conditions)}"
+            f"{SELECT_DECISION} WHERE {' AND '.join(conditions)}"
             f" ORDER BY d.created_at DESC, d.decision_id DESC LIMIT ${len(arguments)}",
             *arguments,
         )

@@ -410,8 +410,20 @@ def decision(record: DecisionRecord) -> policy_service_pb2.Decision:
     )
 
 
-def explanation(record: DecisionRecord, redress: str) -> policy_service_pb2.PolicyServiceExplainResponse:
-    """Why a decision was taken; `redress` is what the person can do about it."""
+def explanation(
+    record: DecisionRecord, redress: str, appealable_until: datetime | None
+) -> policy_service_pb2.PolicyServiceExplainResponse:
+    """Why a decision was taken.
+
+    Args:
+        redress: what the person can do about any decision.
+        appealable_until: None for one that can't be appealed.
+    """
+    if appealable_until is not None:
+        redress = (
+            f"Until {appealable_until:%Y-%m-%d} you can appeal, free of charge and in one call"
+            f" (ReviewService.AppealDecision); people decide on it. {redress}"
+        )
     content, stated = record.decision, reasons.statement(record)
     return policy_service_pb2.PolicyServiceExplainResponse(
         decision=decision(record),
@@ -440,6 +452,7 @@ def explanation(record: DecisionRecord, redress: str) -> policy_service_pb2.Poli
             contractual_ground=stated.contractual_ground,
             redress=redress,
         ),
+        appeal_expire_time=timestamp(appealable_until),
     )
 
 

@@ -24,6 +24,7 @@ from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.extraction import Extractor
@@ -41,6 +42,7 @@ from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
+from personae_serve.gateway.reviews import ReviewServicer
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
@@ -57,6 +59,7 @@ from personae_serve.stores import Stores, through_outage
 
 _log = structlog.get_logger(__name__)
 _HEALTH_PERIOD_S = 1.0
+_REVIEWS_PERIOD_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,7 @@ class Gateway:
             runner, sessions, stores.memories, stores.documents, view_limit=settings.gateway.view_buffer_events
         )
         consents = ConsentLedger(stores.database)
+        reviews = ReviewLedger(stores.database, stores.vault, settings.reviews)
         self.peers = Peers(
             telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
         )
@@ -246,8 +250,11 @@ class Gateway:
                 policy,
                 stores.vault,
             ),
-            policy=PolicyServicer(policy, DecisionLedger(stores.database), stores.vault, settings.policy.redress),
+            policy=PolicyServicer(
+                policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
+            ),
             consents=ConsentServicer(consents, stores.vault),
+            reviews=ReviewServicer(reviews, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",
@@ -265,6 +272,7 @@ class Gateway:
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
             asyncio.create_task(eraser.run(self._stopping), name="erasures"),
             asyncio.create_task(self._watch_health(), name="health"),
+            asyncio.create_task(self._watch_reviews(reviews), name="reviews"),
         ]
         if memory is not None and settings.memory.extraction.enabled:
             extractor = Extractor(
@@ -330,6 +338,17 @@ class Gateway:
                     connection.terminate()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.memory.extraction.poll_s):
+                    await self._stopping.wait()
+
+    async def _watch_reviews(self, reviews: ReviewLedger) -> None:
+        """Tell how many reviews wait, and how many are overdue."""
+        while not self._stopping.is_set():
+            with suppress(LedgerUnavailable, *UNREACHABLE):
+                waiting, overdue = await reviews.counts()
+                self._telemetry.reviews_open.set(waiting)
+                self._telemetry.reviews_overdue.set(overdue)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REVIEWS_PERIOD_S):
                     await self._stopping.wait()
 
     async def _watch_health(self) -> None:

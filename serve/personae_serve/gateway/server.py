@@ -25,6 +25,8 @@ from personae.v1 import (
     persona_service_pb2_grpc,
     policy_service_pb2,
     policy_service_pb2_grpc,
+    review_service_pb2,
+    review_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
@@ -32,6 +34,7 @@ from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.operations import OperationsServicer
+from personae_serve.gateway.reviews import ReviewServicer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
     CorpusServicer,
@@ -50,6 +53,7 @@ SERVICE_NAMES = tuple(
         memory_service_pb2,
         corpus_service_pb2,
         policy_service_pb2,
+        review_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
@@ -111,6 +115,7 @@ class GatewayServer:
         corpus: CorpusServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
+        reviews: ReviewServicer,
         operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
         reflection: bool,
@@ -128,6 +133,7 @@ class GatewayServer:
         corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(corpus, self._server)
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
+        review_service_pb2_grpc.add_ReviewServiceServicer_to_server(reviews, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -51,6 +51,7 @@ from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
+from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
 from personae_runtime.memory.facts import Draw, Statement, is_persons
@@ -969,9 +970,12 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         redress: what statements of reasons say a person can do about a decision.
     """
 
-    def __init__(self, policy: Policy, decisions: DecisionLedger, vault: Vault, redress: str) -> None:
+    def __init__(
+        self, policy: Policy, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
+    ) -> None:
         self._policy = policy
         self._decisions = decisions
+        self._reviews = reviews
         self._redress = redress
         self._api = _Api(vault)
 
@@ -995,7 +999,8 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     async def Explain(
         self, request: policy_service_pb2.PolicyServiceExplainRequest, context: Context
     ) -> policy_service_pb2.PolicyServiceExplainResponse:
-        return convert.explanation(await self._decision(request.name), self._redress)
+        record = await self._decision(request.name)
+        return convert.explanation(record, self._redress, self._reviews.appealable_until(record))
 
     async def _decision(self, value: str) -> DecisionRecord:
         name = _own("decision", value)

@@ -189,7 +189,7 @@ class PolicyServiceExplainRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class PolicyServiceExplainResponse(_message.Message):
-    __slots__ = ("decision", "rules", "matches", "scores", "comparisons", "template_text", "notice_code", "notice_text", "statement")
+    __slots__ = ("decision", "rules", "matches", "scores", "comparisons", "template_text", "notice_code", "notice_text", "statement", "appeal_expire_time")
     class ScoreComparison(_message.Message):
         __slots__ = ("rule_id", "category", "score", "operator", "threshold")
         RULE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,7 @@ class PolicyServiceExplainResponse(_message.Message):
     NOTICE_CODE_FIELD_NUMBER: _ClassVar[int]
     NOTICE_TEXT_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    APPEAL_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     decision: Decision
     rules: _containers.RepeatedCompositeFieldContainer[RuleHit]
     matches: _containers.RepeatedCompositeFieldContainer[MatcherHit]
@@ -228,7 +229,8 @@ class PolicyServiceExplainResponse(_message.Message):
     notice_code: str
     notice_text: str
     statement: StatementOfReasons
-    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., comparisons: _Optional[_Iterable[_Union[PolicyServiceExplainResponse.ScoreComparison, _Mapping]]] = ..., template_text: _Optional[str] = ..., notice_code: _Optional[str] = ..., notice_text: _Optional[str] = ..., statement: _Optional[_Union[StatementOfReasons, _Mapping]] = ...) -> None: ...
+    appeal_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., comparisons: _Optional[_Iterable[_Union[PolicyServiceExplainResponse.ScoreComparison, _Mapping]]] = ..., template_text: _Optional[str] = ..., notice_code: _Optional[str] = ..., notice_text: _Optional[str] = ..., statement: _Optional[_Union[StatementOfReasons, _Mapping]] = ..., appeal_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class StatementOfReasons(_message.Message):
     __slots__ = ("reason", "restriction", "facts", "automated_means", "legal_ground", "contractual_ground", "redress")
