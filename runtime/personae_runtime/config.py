@@ -198,7 +198,12 @@ class LedgerSettings(_Section):
         "development generates an owner-readable file.",
         examples=["output of: openssl rand -base64 32"],
     )
-
+    checkpoint_interval_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds after which new entries of the audit log get a signed checkpoint.",
+        examples=[60],
+    )
     erasure_log: FilePath | None = Field(
         None,
         description="File to which the proof of every erasure is appended, so that a restored ledger erases again what"

@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from personae.v1 import (
+    audit_service_pb2_grpc,
     corpus_service_pb2_grpc,
     event_pb2,
     memory_service_pb2,
@@ -221,6 +222,7 @@ class Api:
         self.policy: Any = _WithKey(policy_service_pb2_grpc.PolicyServiceStub(channel), metadata)
         self.reviews: Any = _WithKey(review_service_pb2_grpc.ReviewServiceStub(channel), metadata)
         self.consents: Any = _WithKey(policy_service_pb2_grpc.ConsentServiceStub(channel), metadata)
+        self.audit: Any = _WithKey(audit_service_pb2_grpc.AuditServiceStub(channel), metadata)
         self.operations: Any = _WithKey(operations_pb2_grpc.OperationsStub(channel), metadata)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import (
+    audit_service_pb2,
     corpus_service_pb2,
     memory_service_pb2,
     persona_service_pb2,
@@ -39,6 +40,7 @@ MODULES = (
     corpus_service_pb2,
     policy_service_pb2,
     review_service_pb2,
+    audit_service_pb2,
 )
 
 

@@ -20,6 +20,7 @@ from google.protobuf import descriptor_pool, duration_pb2, field_mask_pb2, messa
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from personae.v1 import audit_service_pb2 as aud
 from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per
@@ -103,6 +104,13 @@ def requests(s: Subject) -> dict[str, Message]:
         ),
         "ConsentService/RecordConsent": pol.RecordConsentRequest(consent_event=consent),
         "ConsentService/ListConsentEvents": pol.ListConsentEventsRequest(parent=s.user),
+        "AuditService/GetCheckpoint": aud.GetCheckpointRequest(parent=s.tenant),
+        "AuditService/ListAuditEntries": aud.ListAuditEntriesRequest(parent=s.tenant),
+        "AuditService/GetInclusionProof": aud.GetInclusionProofRequest(parent=s.tenant),
+        "AuditService/GetConsistencyProof": aud.GetConsistencyProofRequest(
+            parent=s.tenant, first_tree_size=1, second_tree_size=1
+        ),
+        "AuditService/ExportAuditLog": aud.ExportAuditLogRequest(parent=s.tenant),
         "Operations/GetOperation": ops.GetOperationRequest(**operation),
         "Operations/WaitOperation": ops.WaitOperationRequest(timeout=duration_pb2.Duration(nanos=1), **operation),
         "Operations/ListOperations": ops.ListOperationsRequest(name=s.tenant),

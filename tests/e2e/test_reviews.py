@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
 import pytest
 
-from personae.v1 import event_pb2, memory_service_pb2, policy_service_pb2
+from personae.v1 import audit_service_pb2, event_pb2, memory_service_pb2, policy_service_pb2
 from personae.v1 import review_service_pb2 as pb
 from personae_client import PersonaeClient
+from personae_serve.audit_verify import verify
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Api, Hosted, Pause, failure, run_cli
 
@@ -101,7 +103,21 @@ async def test_the_life_of_a_decision(start_host: StartHost) -> None:
     assert (outcome.state, outcome.outcome) == (pb.REVIEW_STATE_RESOLVED, OVERTURN)
     assert (outcome.reason_code, outcome.reasons) == ("QUOTED_SPEECH", "A quote, says 2.")
     assert outcome.resolve_time.ToSeconds() >= outcome.create_time.ToSeconds()
-    # What follows it in the exported audit log is checked from here on, once decisions are in it.
+    # All of it is in the exported audit log, which the verifier finds whole, and none of the words are.
+    call = api.audit.ExportAuditLog(audit_service_pb2.ExportAuditLogRequest(parent="tenants/demo"))
+    lines = [f"{message.json_line}\n".encode() async for message in call]
+    checkpoint = await api.audit.GetCheckpoint(audit_service_pb2.GetCheckpointRequest(parent="tenants/demo"))
+    report = verify(lines, public_key=checkpoint.public_key)
+    assert report.problems == []
+    read = [json.loads(line) for line in lines]
+    entries = [json.loads(one["entry"]) for one in read if one["type"] == "entry"]
+    about = [one for one in entries if told.decision.endswith(one["body"].get("decision", one["id"]))]
+    assert [one["kind"] for one in about] == [
+        "decision", "appeal", "review_leased", "review_verdict", "review_leased", "review_verdict", "review_resolved",
+    ]  # fmt: skip
+    assert [one["body"].get("outcome", "") for one in about][3:] == ["OVERTURN", "", "OVERTURN", "OVERTURN"]
+    for secret in ("father", "A quote", "reviewer-1", "users/ann", "real person"):
+        assert secret.encode() not in b"".join(lines)
 
 
 async def test_an_appeal_is_made_once_and_repeats_harmlessly(hosted: Hosted) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 import grpc
 import grpc.aio
 
+from personae_client.resources.audit import Audit
 from personae_client.resources.consents import Consents
 from personae_client.resources.corpus import Corpus
 from personae_client.resources.memories import Memories
@@ -65,7 +66,7 @@ class PersonaeClient:
         metadata: called for each call; returns headers to add, such as `traceparent`.
 
     Attributes:
-        personas, sessions, memories, corpus, policy, reviews, consents: the API, resource by resource.
+        personas, sessions, memories, corpus, policy, reviews, consents, audit: the API, resource by resource.
 
     Raises:
         ValueError: words would travel in the clear, or arguments contradict each other.
@@ -115,6 +116,7 @@ class PersonaeClient:
         self.policy = Policy(transport)
         self.reviews = Reviews(transport)
         self.consents = Consents(transport)
+        self.audit = Audit(transport)
 
     def with_options(self, **changes: Any) -> PersonaeClient:
         """This client with other call options, on the same connection.

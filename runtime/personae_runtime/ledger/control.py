@@ -20,6 +20,7 @@ import asyncpg
 import structlog
 
 from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFound
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
 from personae_runtime.names import Name
 
@@ -101,6 +102,11 @@ class ConsentLedger:
                     state,
                     evidence,
                     scope,
+                )
+                # What was said in evidence stays outside: it can be erased there.
+                body = {"consent": consent_id, "persona": subject.persona, "purpose": purpose, "state": state}
+                await audit.append(
+                    connection, subject.tenant, "consent", body if scope is None else {**body, "person": scope}
                 )
                 await bump(connection)
                 return str(consent_id)

@@ -50,12 +50,22 @@ async def insert_decision(
     turn_no: int,
     context: PolicyContext,
     decision: Decision,
+    audit_body: bytes,
 ) -> None:
-    """Write a decision, without the text it judged; a repeat with the same id changes nothing."""
+    """Write a decision, without the text it judged, and its audit entry; a repeat with the same id changes nothing.
+
+    Args:
+        audit_body: canonical JSON.
+    """
+    # One statement for both: no further round trip, and a repeat after a lost connection writes neither twice.
     await connection.execute(
-        "INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action, category,"
-        " reason_code, rules, scores, bundle_version, persona_type, age_band, region_code, legal_basis, detail)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING",
+        "WITH decision AS (INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action,"
+        "  category, reason_code, rules, scores, bundle_version, persona_type, age_band, region_code, legal_basis,"
+        "  detail)"
+        "  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+        "  ON CONFLICT DO NOTHING RETURNING decision_id)"
+        " INSERT INTO audit_outbox (entry_id, tenant, kind, body) SELECT decision_id, $2, 'decision', $18"
+        " FROM decision",
         decision_id,
         tenant,
         persona,
@@ -73,6 +83,7 @@ async def insert_decision(
         context.region_code,
         decision.legal_basis,
         orjson.dumps(decision.detail()).decode(),
+        audit_body,
     )
 
 

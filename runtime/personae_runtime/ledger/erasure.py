@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
@@ -31,6 +32,7 @@ import orjson
 import structlog
 
 from personae_runtime.errors import FailedPrecondition, LedgerUnavailable, NotFound, PersonaeError, Unavailable
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import UNREACHABLE, Connection, Database
 from personae_runtime.ledger.facts import TOMBSTONE
@@ -617,15 +619,24 @@ class ErasureLedger:
     async def finish(self, erasure: Erasure, proof: bytes, at: datetime) -> None:
         """Record the proof and let the person come back, in one transaction."""
         async with self._database.transaction() as connection:
-            await connection.execute(
+            new = await connection.fetchval(
                 "INSERT INTO erasures (erasure, scope, memory_ids, proof, completed_at) VALUES ($1, $2, $3, $4, $5)"
-                " ON CONFLICT DO NOTHING",
+                " ON CONFLICT DO NOTHING RETURNING true",
                 erasure.erasure_id,
                 erasure.scope,
                 list(erasure.memory_ids),
                 proof,
                 at,
             )
+            if new:
+                body = {
+                    "erasure": str(erasure.erasure_id),
+                    "memories": len(erasure.memory_ids),
+                    "person": erasure.scope,
+                    "proof_sha256": sha256(proof).hexdigest(),
+                    "whole_person": not erasure.memory_ids,
+                }
+                await audit.append(connection, erasure.tenant, "erasure", body, erasure.erasure_id)
             await connection.execute(
                 "UPDATE operations SET done_at = $2, step = '', steps_done = $3, problem = ''"
                 " WHERE operation = $1 AND done_at IS NULL",

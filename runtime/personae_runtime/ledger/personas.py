@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.vault import Scope, Vault
@@ -228,7 +229,8 @@ class PersonaLedger:
 
             async def act() -> str:
                 row = await connection.fetchrow(
-                    "SELECT last_revision, deleted_at FROM personas WHERE tenant = $1 AND persona = $2 FOR UPDATE",
+                    "SELECT last_revision, active_revision, deleted_at FROM personas"
+                    " WHERE tenant = $1 AND persona = $2 FOR UPDATE",
                     name.tenant,
                     name.persona,
                 )
@@ -256,6 +258,17 @@ class PersonaLedger:
                     name.tenant,
                     name.persona,
                     number,
+                )
+                await audit.append(
+                    connection,
+                    name.tenant,
+                    "revision_published",
+                    {
+                        "definition": self._vault.pseudonym("definition", definition.to_json().decode()),
+                        "persona": name.persona,
+                        "revision": number,
+                        "superseded": row["active_revision"],
+                    },
                 )
                 return str(number)
 
@@ -323,6 +336,8 @@ class PersonaLedger:
                         name.persona,
                         name.revision,
                     )
+                    body = {"persona": name.persona, "revision": name.revision}
+                    await audit.append(connection, name.tenant, "revision_withdrawn", body)
                     await bump(connection)
                 return str(name.revision)
 

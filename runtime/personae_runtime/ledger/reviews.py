@@ -23,6 +23,7 @@ import asyncpg
 
 from personae_runtime.config import ReviewSettings
 from personae_runtime.errors import AlreadyExists, FailedPrecondition, NotFound
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.decisions import SELECT_DECISION, decision_record
 from personae_runtime.ledger.personas import Mutation, once
@@ -254,6 +255,14 @@ class ReviewLedger:
             2 if self.is_double(record.decision_id) else 1,
             due_at,
         )
+        body = {
+            "appeal": str(appeal_id),
+            "decision": str(record.decision_id),
+            "person": row["scope"],
+            "priority_millionths": audit.millionths(rank.value),
+            "review": str(review_id),
+        }
+        await audit.append(connection, record.tenant, "appeal", body, appeal_id)
         return str(appeal_id)
 
     def _due_hours(self, severity: float) -> float:
@@ -315,21 +324,15 @@ class ReviewLedger:
             NotFound: there is no review of that name.
             FailedPrecondition: the named one is not theirs to take now (reason REVIEW_NOT_AVAILABLE).
         """
-        row = await self._database.fetchrow(
-            "UPDATE reviews SET leased_by = $2, lease_expires_at = now() + $3::interval WHERE review_id = ("
-            " SELECT r.review_id FROM reviews r JOIN appeals a USING (appeal_id) WHERE r.tenant = $1"
-            " AND r.state = 'OPEN' AND ($4::uuid IS NULL OR r.review_id = $4)"
-            " AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now() OR r.leased_by = $2)"
-            " AND a.filed_by <> $2 AND NOT EXISTS (SELECT FROM review_verdicts v"
-            "  WHERE v.decision_id = r.decision_id AND v.reviewer = $2)"
-            " ORDER BY (r.leased_by = $2 AND r.lease_expires_at > now()) IS TRUE DESC, r.due_at < now() DESC,"
-            "  r.priority DESC, r.created_at, r.review_id LIMIT 1 FOR UPDATE OF r SKIP LOCKED)"
-            " RETURNING review_id",
-            tenant,
-            reviewer,
-            timedelta(seconds=self._settings.lease_s),
-            review_id,
-        )
+        async with self._database.transaction() as connection:
+            row = await self._lease(connection, tenant, reviewer, review_id)
+            if row is not None and not row["renewed"]:
+                body = {
+                    "decision": str(row["decision_id"]),
+                    "review": str(row["review_id"]),
+                    "reviewer": self._vault.pseudonym("reviewer", tenant, reviewer),
+                }
+                await audit.append(connection, tenant, "review_leased", body)
         if row is None:
             if review_id is None:
                 return None
@@ -341,6 +344,27 @@ class ReviewLedger:
             )
         review = await self.get(tenant, row["review_id"], reader=reviewer)
         return review if review.reviewer == reviewer else None
+
+    async def _lease(
+        self, connection: Connection, tenant: str, reviewer: str, review_id: UUID | None
+    ) -> asyncpg.Record | None:
+        return await connection.fetchrow(
+            "WITH next AS ("
+            " SELECT r.review_id, (r.leased_by = $2 AND r.lease_expires_at > now()) IS TRUE AS renewed"
+            " FROM reviews r JOIN appeals a USING (appeal_id) WHERE r.tenant = $1"
+            " AND r.state = 'OPEN' AND ($4::uuid IS NULL OR r.review_id = $4)"
+            " AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now() OR r.leased_by = $2)"
+            " AND a.filed_by <> $2 AND NOT EXISTS (SELECT FROM review_verdicts v"
+            "  WHERE v.decision_id = r.decision_id AND v.reviewer = $2)"
+            " ORDER BY renewed DESC, r.due_at < now() DESC,"
+            "  r.priority DESC, r.created_at, r.review_id LIMIT 1 FOR UPDATE OF r SKIP LOCKED)"
+            " UPDATE reviews r SET leased_by = $2, lease_expires_at = now() + $3::interval FROM next"
+            " WHERE r.review_id = next.review_id RETURNING r.review_id, r.decision_id, next.renewed",
+            tenant,
+            reviewer,
+            timedelta(seconds=self._settings.lease_s),
+            review_id,
+        )
 
     async def get(self, tenant: str, review_id: UUID, *, reader: str = "") -> Review:
         """A review.
@@ -425,6 +449,14 @@ class ReviewLedger:
                     outcome,
                     reason_code,
                 )
+                body = {
+                    "decision": str(row["decision_id"]),
+                    "outcome": outcome,
+                    "reason_code": reason_code,
+                    "review": str(review_id),
+                    "reviewer": self._vault.pseudonym("reviewer", tenant, reviewer),
+                }
+                await audit.append(connection, tenant, "review_verdict", body)
                 given = await self._verdicts(connection, [review_id])
                 final = settled(row["wanted"], [one["outcome"] for one in given])
                 await connection.execute(
@@ -465,6 +497,15 @@ class ReviewLedger:
             reason_code,
             cipher.seal(note.encode(), _place(appeal_id, "reasons")),
         )
+        body = {
+            "appeal": str(appeal_id),
+            "decision": str(row["decision_id"]),
+            "outcome": outcome,
+            "person": scope,
+            "reason_code": reason_code,
+            "review": str(row["review_id"]),
+        }
+        await audit.append(connection, row["tenant"], "review_resolved", body, row["review_id"])
 
     # -- lists ---------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from personae_runtime.errors import (
     NotFound,
     OwnedElsewhere,
 )
+from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.decisions import insert_decision
@@ -640,7 +641,7 @@ class SessionLedger:
         )
 
     async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
-        """Record a policy decision, without the text it judged; durable on return."""
+        """Record a policy decision, without the text it judged, and its audit entry; durable on return."""
         decision_id = uuid4()
         await insert_decision(
             self._database,
@@ -651,8 +652,29 @@ class SessionLedger:
             turn_no,
             PolicyContext(session.persona_type, AgeBand(session.age_band), session.region_code),
             decision,
+            self._audit_body(session, turn_no, decision),
         )
         return decision_id
+
+    def _audit_body(self, session: SessionRow, turn_no: int, decision: Decision) -> bytes:
+        return audit.canonical(
+            {
+                "action": decision.action.value,
+                "bundle_version": decision.bundle_version,
+                "category": decision.category,
+                "person": session.scope,
+                "persona": session.persona,
+                "reason_code": decision.reason_code,
+                "rules": [rule.rule_id for rule in decision.rules],
+                "scores": [
+                    {"category": category, "millionths": audit.millionths(score)}
+                    for category, score in sorted(decision.scores.items())
+                ],
+                "session": self._vault.pseudonym("session", session.tenant, session.persona, session.session),
+                "stage": decision.stage.value,
+                "turn": turn_no,
+            }
+        )
 
     async def quarantine(self, memory_id: UUID, reason: str) -> None:
         """See `MemoryLedger.quarantine`."""

@@ -146,6 +146,22 @@ def _write_once(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
+class AuditSigner:
+    """Signs checkpoints of the audit log; see `personae_runtime.ledger.audit.Signer`."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    def sign(self, message: bytes) -> bytes:
+        """Ed25519 signature (RFC 8032), 64 bytes."""
+        return self._key.sign(message)
+
+    @property
+    def public_key(self) -> bytes:
+        """Ed25519, 32 bytes."""
+        return self._key.public_key().public_bytes_raw()
+
+
 class Vault:
     """Scope keys: made, wrapped, cached and destroyed.
 
@@ -162,6 +178,8 @@ class Vault:
         self._slot_key = _derive(master, b"slot")
         self._check = _derive(master, b"check")
         self._signing_key = signing_key(master)
+        self._pseudonym_key = _derive(master, b"pseudonym")
+        self.audit_signer = AuditSigner(audit_key(master))
         self._database = database
         self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
         self._drops = 0
@@ -193,6 +211,10 @@ class Vault:
     def slot(self, scope: str, *parts: str) -> bytes:
         """Keyed hash of what only one fact of a scope may say at a time."""
         return hmac.new(self._slot_key, _joined(scope, *parts), sha256).digest()
+
+    def pseudonym(self, *parts: str) -> str:
+        """Keyed hash of a name that the audit log may tell apart but not tell, such as a session's; 64 hex digits."""
+        return hmac.new(self._pseudonym_key, _joined(*parts), sha256).hexdigest()
 
     def cache_salt(self, tenant: str, persona: str, revision: int) -> str:
         """HMAC of (tenant, persona, revision), hex: keeps prefix caches of trust domains apart."""
@@ -306,6 +328,15 @@ class Vault:
 def signing_key(master: bytes) -> Ed25519PrivateKey:
     """The key that proofs are signed with, derived from the master key."""
     return Ed25519PrivateKey.from_private_bytes(_derive(master, b"proof"))
+
+
+def audit_key(master: bytes) -> Ed25519PrivateKey:
+    """The key that checkpoints of the audit log are signed with, derived from the master key.
+
+    Not that of proofs: a checkpoint is signed as its text stands, a proof as a
+    serialized message, and neither must ever be taken for the other.
+    """
+    return Ed25519PrivateKey.from_private_bytes(_derive(master, b"audit"))
 
 
 def _derive(master: bytes, purpose: bytes) -> bytes:

@@ -76,6 +76,8 @@ class Telemetry:
         commit_batch: histogram of rows per group commit.
         commit_duration: histogram.
         index_pending: gauge of memory changes that the index has not taken up.
+        audit_entries: counter of entries that were given their place in an audit log.
+        audit_checkpoint_age: gauge of how old, in seconds, the oldest entry is that no checkpoint covers.
     """
 
     def __init__(self, tracer_provider: TracerProvider, meter_provider: MeterProvider) -> None:
@@ -123,6 +125,10 @@ class Telemetry:
         )
         self.commit_duration = seconds(names.METRIC_COMMIT_DURATION, "Duration of a group commit.")
         self.index_pending = meter.create_gauge(names.METRIC_INDEX_PENDING, "{change}", "Changes not yet indexed.")
+        self.audit_entries = meter.create_counter(names.METRIC_AUDIT_ENTRIES, "{entry}", "Entries of the audit log.")
+        self.audit_checkpoint_age = meter.create_gauge(
+            names.METRIC_AUDIT_CHECKPOINT_AGE, "s", "Age of the oldest audit entry that no checkpoint covers."
+        )
 
     @classmethod
     def off(cls) -> Telemetry:

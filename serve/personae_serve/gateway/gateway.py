@@ -17,6 +17,7 @@ import structlog
 from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
+from personae_runtime.ledger.audit import AuditLog
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import UNREACHABLE
 from personae_runtime.ledger.decisions import DecisionLedger
@@ -38,6 +39,7 @@ from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve import proofs
 from personae_serve.gateway import operations
+from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
@@ -216,6 +218,13 @@ class Gateway:
         )
         consents = ConsentLedger(stores.database)
         reviews = ReviewLedger(stores.database, stores.vault, settings.reviews)
+        audit_log = AuditLog(
+            stores.database,
+            stores.vault.audit_signer,
+            interval_s=settings.ledger.checkpoint_interval_s,
+            on_sequenced=telemetry.audit_entries.add,
+            on_age=telemetry.audit_checkpoint_age.set,
+        )
         self.peers = Peers(
             telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
         )
@@ -255,6 +264,7 @@ class Gateway:
             ),
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, stores.vault),
+            audit=AuditServicer(audit_log, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",
@@ -271,6 +281,7 @@ class Gateway:
         tasks = [
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
             asyncio.create_task(eraser.run(self._stopping), name="erasures"),
+            asyncio.create_task(audit_log.run(self._stopping), name="audit"),
             asyncio.create_task(self._watch_health(), name="health"),
             asyncio.create_task(self._watch_reviews(reviews), name="reviews"),
         ]

@@ -17,6 +17,8 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from personae.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     corpus_service_pb2,
     corpus_service_pb2_grpc,
     memory_service_pb2,
@@ -32,6 +34,7 @@ from personae.v1 import (
 )
 from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
+from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.operations import OperationsServicer
 from personae_serve.gateway.reviews import ReviewServicer
@@ -54,6 +57,7 @@ SERVICE_NAMES = tuple(
         corpus_service_pb2,
         policy_service_pb2,
         review_service_pb2,
+        audit_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
@@ -116,6 +120,7 @@ class GatewayServer:
         policy: PolicyServicer,
         consents: ConsentServicer,
         reviews: ReviewServicer,
+        audit: AuditServicer,
         operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
         reflection: bool,
@@ -134,6 +139,7 @@ class GatewayServer:
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
         review_service_pb2_grpc.add_ReviewServiceServicer_to_server(reviews, self._server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audit, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

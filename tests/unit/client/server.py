@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from personae.v1 import (
+    audit_service_pb2_grpc,
     event_pb2,
     memory_service_pb2_grpc,
     persona_service_pb2_grpc,
@@ -35,6 +36,7 @@ async def serving(
     memories: memory_service_pb2_grpc.MemoryServiceServicer | None = None,
     policy: policy_service_pb2_grpc.PolicyServiceServicer | None = None,
     consents: policy_service_pb2_grpc.ConsentServiceServicer | None = None,
+    audit: audit_service_pb2_grpc.AuditServiceServicer | None = None,
     operations: operations_pb2_grpc.OperationsServicer | None = None,
     **client_options: Any,
 ) -> AsyncIterator[PersonaeClient]:
@@ -50,6 +52,8 @@ async def serving(
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, server)
     if consents:
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, server)
+    if audit:
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audit, server)
     if operations:
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, server)
     port = server.add_insecure_port("127.0.0.1:0")

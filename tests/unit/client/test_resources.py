@@ -4,12 +4,15 @@ import hashlib
 import inspect
 from typing import Any
 
+import grpc
 import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import empty_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
 from personae.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     event_pb2,
     memory_service_pb2,
     memory_service_pb2_grpc,
@@ -21,6 +24,7 @@ from personae.v1 import (
     session_service_pb2_grpc,
 )
 from personae_client import DeadlineExceededError, InternalError, PersonaeClient, UnimplementedError
+from personae_client.resources.audit import Audit
 from personae_client.resources.consents import Consents
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
@@ -36,6 +40,7 @@ FILES = (
     session_service_pb2.DESCRIPTOR,
     memory_service_pb2.DESCRIPTOR,
     policy_service_pb2.DESCRIPTOR,
+    audit_service_pb2.DESCRIPTOR,
 )
 METHODS = [method for file in FILES for service in file.services_by_name.values() for method in service.methods]
 RESOURCES = {
@@ -44,6 +49,7 @@ RESOURCES = {
     "MemoryService": Memories,
     "PolicyService": Policy,
     "ConsentService": Consents,
+    "AuditService": Audit,
 }
 
 
@@ -269,3 +275,41 @@ async def test_policy_and_consent_calls_send_what_they_are_given() -> None:
     assert record.consent_event == consent
     assert record.request_id
     assert listed.parent == PERSONA
+
+
+async def test_audit_calls_send_what_they_are_given() -> None:
+    recorder = Recorder()
+    entry = audit_service_pb2.AuditEntry(index=3, entry_json="{}")
+    checkpoint = audit_service_pb2.Checkpoint(tree_size=9, note="note")
+    audit = recorder.answering(
+        audit_service_pb2_grpc.AuditServiceServicer,
+        GetCheckpoint=checkpoint,
+        ListAuditEntries=audit_service_pb2.ListAuditEntriesResponse(audit_entries=[entry]),
+        GetInclusionProof=audit_service_pb2.InclusionProof(entry=entry),
+        GetConsistencyProof=audit_service_pb2.ConsistencyProof(),
+    )
+    async with serving(audit=audit) as client:
+        assert await client.audit.checkpoint("tenants/acme") == checkpoint
+        assert [e async for e in client.audit.list("tenants/acme", first_index=3)] == [entry]
+        assert (await client.audit.inclusion_proof("tenants/acme", entry_id="e", tree_size=8)).entry == entry
+        await client.audit.consistency_proof("tenants/acme", 2, 9)
+    signed, listed, included, grown = recorder.requests
+    assert {request.parent for request in recorder.requests} == {"tenants/acme"}
+    assert signed == audit_service_pb2.GetCheckpointRequest(parent="tenants/acme")
+    assert listed.first_index == 3
+    assert (included.entry_id, included.tree_size) == ("e", 8)
+    assert (grown.first_tree_size, grown.second_tree_size) == (2, 9)
+
+
+async def test_an_audit_export_yields_its_lines_and_says_why_it_broke_off() -> None:
+    class Exporter(audit_service_pb2_grpc.AuditServiceServicer):
+        async def ExportAuditLog(self, request: Any, context: Any) -> Any:
+            for line in ("{}", "[]"):
+                yield audit_service_pb2.ExportAuditLogResponse(json_line=line)
+            if request.parent == "tenants/broken":
+                await context.abort(grpc.StatusCode.INTERNAL, "no more")
+
+    async with serving(audit=Exporter()) as client:
+        assert [line async for line in client.audit.export("tenants/acme")] == ["{}", "[]"]
+        with pytest.raises(InternalError):
+            [line async for line in client.audit.export("tenants/broken")]

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 _STATEMENTS = (
     # Whom rules were asked about, the law that the deciding rule names, and what `Decision.detail` gives.

@@ -1,0 +1,103 @@
+"""`personae.v1.AuditService`: the audit log of a tenant, its checkpoints and proofs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from uuid import UUID
+
+from personae.v1 import audit_service_pb2 as pb
+from personae.v1 import audit_service_pb2_grpc
+from personae_runtime.errors import ResourceExhausted
+from personae_runtime.ledger.audit import AuditEntry, AuditLog, Checkpoint
+from personae_runtime.ledger.vault import Vault
+from personae_serve.gateway import convert
+from personae_serve.gateway.servicers import Context, _Api, _own, _page_size
+
+_READER_S = 60.0
+
+
+class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
+    """`personae.v1.AuditService`."""
+
+    def __init__(self, log: AuditLog, vault: Vault) -> None:
+        self._log = log
+        self._api = _Api(vault)
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> pb.Checkpoint:
+        parent = _own("tenant", request.parent, "parent")
+        return self._checkpoint(await self._log.checkpoint(parent.tenant))
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        parent = _own("tenant", request.parent, "parent")
+        size = _page_size(request.page_size)
+        place = self._api.page_place(request.page_token, "ListAuditEntries", request.parent)
+        first = place[0] + 1 if place else request.first_index
+        rows = await self._log.entries(parent.tenant, first=first, limit=size + 1)
+        rows, token = self._api.page(rows, size, "ListAuditEntries", request.parent, lambda row: [row.position])
+        return pb.ListAuditEntriesResponse(audit_entries=[_entry(row) for row in rows], next_page_token=token)
+
+    async def GetInclusionProof(self, request: pb.GetInclusionProofRequest, context: Context) -> pb.InclusionProof:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        signed = None if request.tree_size else await self._log.checkpoint(tenant)
+        position = request.index
+        if request.entry_id:
+            position = await self._log.find(tenant, UUID(request.entry_id))
+        size = request.tree_size if signed is None else signed.size
+        proof = await self._log.inclusion(tenant, position, size)
+        return pb.InclusionProof(
+            entry=_entry(proof.entry),
+            tree_size=proof.size,
+            root_hash=proof.root,
+            hashes=proof.hashes,
+            checkpoint=None if signed is None else self._checkpoint(signed),
+        )
+
+    async def GetConsistencyProof(
+        self, request: pb.GetConsistencyProofRequest, context: Context
+    ) -> pb.ConsistencyProof:
+        parent = _own("tenant", request.parent, "parent")
+        proof = await self._log.consistency(parent.tenant, request.first_tree_size, request.second_tree_size)
+        return pb.ConsistencyProof(
+            first_tree_size=proof.first,
+            second_tree_size=proof.second,
+            first_root_hash=proof.first_root,
+            second_root_hash=proof.second_root,
+            hashes=proof.hashes,
+        )
+
+    async def ExportAuditLog(  # type: ignore[override]  # streams by context.write
+        self, request: pb.ExportAuditLogRequest, context: Context
+    ) -> None:
+        parent = _own("tenant", request.parent, "parent")
+        async with aclosing(self._log.export(parent.tenant)) as lines:
+            async for line in lines:
+                try:
+                    async with asyncio.timeout(_READER_S):
+                        await context.write(pb.ExportAuditLogResponse(json_line=line))
+                except TimeoutError:
+                    raise ResourceExhausted(
+                        f"the export was not read for {_READER_S:g} s", reason="SLOW_CONSUMER"
+                    ) from None
+
+    def _checkpoint(self, signed: Checkpoint) -> pb.Checkpoint:
+        return pb.Checkpoint(
+            origin=signed.origin,
+            tree_size=signed.size,
+            root_hash=signed.root,
+            create_time=convert.timestamp(signed.created_at),
+            note=signed.note,
+            public_key=self._log.public_key,
+        )
+
+
+def _entry(row: AuditEntry) -> pb.AuditEntry:
+    return pb.AuditEntry(
+        index=row.position,
+        entry_id=str(row.entry_id),
+        kind=row.kind,
+        record_time=convert.timestamp(row.created_at),
+        entry_json=row.entry.decode(),
+    )
