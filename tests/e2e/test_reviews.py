@@ -9,17 +9,22 @@ from uuid import UUID, uuid4
 
 import grpc
 import pytest
+import yaml
 
 from personae.v1 import audit_service_pb2, event_pb2, memory_service_pb2, policy_service_pb2
 from personae.v1 import review_service_pb2 as pb
 from personae_client import PersonaeClient
+from personae_runtime.policy.bundle import TestSpec
 from personae_serve.audit_verify import verify
-from tests.e2e.conftest import StartHost
+from tests.e2e.conftest import KEY, StartHost
 from tests.e2e.support import Api, Hosted, Pause, failure, run_cli
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 UPHOLD, OVERTURN, MODIFY = pb.REVIEW_OUTCOME_UPHOLD, pb.REVIEW_OUTCOME_OVERTURN, pb.REVIEW_OUTCOME_MODIFY
+
+
+QUOTE = 'My father used to say: "Of course I\'m a real person."'
 
 
 async def refused(hosted: Hosted, session: str, text: str = "I want to kill myself") -> str:
@@ -84,7 +89,7 @@ async def test_the_life_of_a_decision(start_host: StartHost) -> None:
     assert "AppealDecision" in explained.statement.redress
     assert explained.appeal_expire_time.ToSeconds() - explained.decision.create_time.ToSeconds() == 183 * 86400
     # Appealed, by the person, in one call.
-    made = await appeal(ann, told.decision, statement="He quoted his father.", judged_text="As my father says, ...")
+    made = await appeal(ann, told.decision, statement="He quoted his father.", judged_text=QUOTE, allow_test=True)
     assert (made.state, made.outcome) == (pb.REVIEW_STATE_OPEN, pb.REVIEW_OUTCOME_UNSPECIFIED)
     assert made.due_time.ToSeconds() > made.create_time.ToSeconds()
     # Reviewed by two, neither of whom knows of the other.
@@ -93,7 +98,7 @@ async def test_the_life_of_a_decision(start_host: StartHost) -> None:
         held = await lease(who)
         assert held is not None
         assert (held.decision, held.appeal, held.reviewer) == (told.decision, made.name, f"reviewer-{number}")
-        assert (held.statement, held.judged_text) == ("He quoted his father.", "As my father says, ...")
+        assert (held.statement, held.judged_text) == ("He quoted his father.", QUOTE)
         assert list(held.verdicts) == []
         after = await resolve(who, held.name, OVERTURN, reason_code="QUOTED_SPEECH", note=f"A quote, says {number}.")
         assert after.state == (pb.REVIEW_STATE_OPEN if number == 1 else pb.REVIEW_STATE_RESOLVED)
@@ -103,6 +108,13 @@ async def test_the_life_of_a_decision(start_host: StartHost) -> None:
     assert (outcome.state, outcome.outcome) == (pb.REVIEW_STATE_RESOLVED, OVERTURN)
     assert (outcome.reason_code, outcome.reasons) == ("QUOTED_SPEECH", "A quote, says 2.")
     assert outcome.resolve_time.ToSeconds() >= outcome.create_time.ToSeconds()
+    # Drafted as a regression test, as a bundle takes it.
+    made_draft = await api.reviews.GetBundleDraft(pb.GetBundleDraftRequest(parent="tenants/demo"))
+    assert (made_draft.test_count, made_draft.withheld_count) == (1, 0)
+    [rule] = yaml.safe_load(made_draft.yaml)["rules"]
+    assert rule["id"] == explained.rules[0].rule_id
+    [test] = [TestSpec.model_validate(one) for one in rule["tests"]]
+    assert (test.text, test.match, test.persona_type) == (QUOTE, False, "assistant")
     # All of it is in the exported audit log, which the verifier finds whole, and none of the words are.
     call = api.audit.ExportAuditLog(audit_service_pb2.ExportAuditLogRequest(parent="tenants/demo"))
     lines = [f"{message.json_line}\n".encode() async for message in call]
@@ -335,6 +347,43 @@ async def test_an_erasure_takes_the_words_and_withdraws_what_is_open(start_host:
     assert [one.appeal for one in listed.values()] == ["", ""]
     withdrawn = await reviews(who, state=pb.REVIEW_STATE_WITHDRAWN)
     assert [one.name for one in withdrawn] == [second.name]
+
+
+async def test_a_draft_has_no_text_that_was_not_given_for_it_or_was_erased(start_host: StartHost) -> None:
+    hosted = await start_host(reviews={"double_share": 0.0})
+    api, who = hosted.api, reviewer(hosted, 1)
+    persona = await api.persona()
+    user = f"{persona}/users/ann"
+    session = await api.session(persona, user, region_code="PT")
+
+    async def drafted() -> tuple[int, int, str]:
+        made = await api.reviews.GetBundleDraft(pb.GetBundleDraftRequest(parent="tenants/demo"))
+        assert yaml.safe_load(made.yaml).keys() == {"rules", "withheld"}
+        return made.test_count, made.withheld_count, made.yaml
+
+    assert (await drafted())[:2] == (0, 0)
+    for outcome, fields in (
+        (UPHOLD, {"share_message": True, "allow_test": True}),
+        (OVERTURN, {"share_message": True}),
+        (OVERTURN, {"allow_test": True}),
+        (OVERTURN, {"share_message": True, "allow_test": True}),
+    ):
+        await appeal(api, await refused(hosted, session), **fields)
+        held = await lease(who)
+        assert held is not None
+        await resolve(who, held.name, outcome)
+    tests, withheld, text = await drafted()
+    assert (tests, withheld, text.count("kill myself")) == (1, 2, 1)
+    assert yaml.safe_load(text)["rules"][0]["tests"][0]["region"] == "PT"
+    hosted.key = KEY
+    code, shown = await run_cli(hosted, "review", "draft")
+    assert (code, shown) == (0, text)
+    await api.erase(user)
+    tests, withheld, text = await drafted()
+    assert (tests, withheld, text.count("kill myself")) == (0, 3, 0)
+    assert (await failure(who.reviews.GetBundleDraft(pb.GetBundleDraftRequest(parent="tenants/x")))).reason == (
+        "TENANT_MISMATCH"
+    )
 
 
 async def test_wrong_tenants_and_names_are_refused(hosted: Hosted) -> None:

@@ -30,6 +30,7 @@ from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.policy.decision import Action, DecisionRecord, Stage
+from personae_runtime.policy.draft import Overturned
 from personae_runtime.policy.priority import HIGH, MEDIUM, Priority, priority
 
 UPHOLD, OVERTURN, MODIFY = "UPHOLD", "OVERTURN", "MODIFY"
@@ -141,6 +142,7 @@ class ReviewLedger:
         statement: str,
         judged_text: str,
         share_message: bool,
+        allow_test: bool,
         mutation: Mutation,
     ) -> Appeal:
         """Open an appeal and its review; a repeated mutation returns the first.
@@ -179,7 +181,7 @@ class ReviewLedger:
                 text = judged_text
                 if not text and share_message and record.decision.stage is Stage.INPUT:
                     text = await self._message(connection, row)
-                return await self._open(connection, row, record, filed_by, statement, text)
+                return await self._open(connection, row, record, filed_by, statement, text, allow_test)
 
             appeal_id = UUID(await once(connection, tenant, mutation, act))
         return await self.get_appeal(tenant, appeal_id)
@@ -215,6 +217,7 @@ class ReviewLedger:
         filed_by: str,
         statement: str,
         text: str,
+        allow_test: bool,
     ) -> str:
         people = await connection.fetchval(
             "SELECT count(DISTINCT scope) FROM (SELECT s.scope FROM decisions d JOIN sessions s USING (session_pk)"
@@ -230,8 +233,8 @@ class ReviewLedger:
         cipher = await self._vault.cipher_by_key(row["scope"], connection)
         await self._vault.hold(connection, cipher)
         await connection.execute(
-            "INSERT INTO appeals (appeal_id, tenant, decision_id, scope, filed_by, statement, judged_text, due_at)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO appeals (appeal_id, tenant, decision_id, scope, filed_by, statement, judged_text, due_at,"
+            " allow_test) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             appeal_id,
             record.tenant,
             record.decision_id,
@@ -240,6 +243,7 @@ class ReviewLedger:
             cipher.seal(statement.encode(), _place(appeal_id, "statement")),
             cipher.seal(text.encode(), _place(appeal_id, "judged_text")),
             due_at,
+            allow_test,
         )
         await connection.execute(
             "INSERT INTO reviews (review_id, tenant, decision_id, appeal_id, severity, reach, uncertainty, priority,"
@@ -533,6 +537,27 @@ class ReviewLedger:
         resolved = [row["review_id"] for row in rows if row["state"] == "RESOLVED"]
         verdicts = await self._verdicts(self._database, resolved) if resolved else []
         return [_review(row, [one for one in verdicts if one["review_id"] == row["review_id"]]) for row in rows]
+
+    async def overturned(self, tenant: str, *, limit: int = 1_000) -> list[Overturned]:
+        """Decisions that were overturned, the newest outcome first, with their text where a test of it is allowed."""
+        rows = await self._database.fetch(
+            "SELECT d.*, s.session, t.turn_id, r.reason_code AS given, a.appeal_id, a.scope AS sealed_by,"
+            " CASE WHEN a.allow_test THEN a.judged_text END AS sealed"
+            " FROM reviews r JOIN decisions d USING (decision_id) LEFT JOIN sessions s USING (session_pk)"
+            " LEFT JOIN turns t USING (session_pk, turn_no) LEFT JOIN appeals a ON a.appeal_id = r.appeal_id"
+            " WHERE r.tenant = $1 AND r.outcome = 'OVERTURN' ORDER BY r.resolved_at DESC, r.review_id LIMIT $2",
+            tenant,
+            limit,
+        )
+        found: list[Overturned] = []
+        for row in rows:
+            text = ""
+            if row["sealed"] is not None:
+                with suppress(ScopeErased):
+                    cipher = await self._vault.cipher_by_key(row["sealed_by"])
+                    text = cipher.open(row["sealed"], _place(row["appeal_id"], "judged_text")).decode()
+            found.append(Overturned(decision_record(row), text, row["given"]))
+        return found
 
     async def counts(self, tenant: str = "") -> tuple[int, int]:
         """Open reviews, and those of them that are overdue; of every tenant if none is named."""

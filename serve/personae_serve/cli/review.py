@@ -12,7 +12,7 @@ from personae_serve.cli.terminal import printable
 
 if TYPE_CHECKING:
     from personae.v1.policy_service_pb2 import PolicyServiceExplainResponse
-    from personae.v1.review_service_pb2 import Review, ReviewOutcome
+    from personae.v1.review_service_pb2 import BundleDraft, Review, ReviewOutcome
 
 app = typer.Typer(help="Decide on appealed decisions.", no_args_is_help=True)
 
@@ -111,6 +111,22 @@ def modify(
 ) -> None:
     """Say that something had to be done, but not this."""
     _resolve(name, "REVIEW_OUTCOME_MODIFY", reason_code, note, connection, tenant)
+
+
+@app.command()
+@connected
+def draft(
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Print what overturned decisions ask of the next bundle, as YAML."""
+
+    async def run() -> BundleDraft:
+        async with connection.open() as client:
+            return await client.reviews.bundle_draft(f"tenants/{tenant}")
+
+    typer.echo(printable(asyncio.run(run()).yaml), nl=False)
 
 
 def _take(name: str, connection: Connection, tenant: str) -> None:

@@ -67,6 +67,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.ReviewService/LeaseReview": "reviews.resolve",
     "/personae.v1.ReviewService/ResolveReview": "reviews.resolve",
     "/personae.v1.ReviewService/ListReviews": "reviews.list",
+    "/personae.v1.ReviewService/GetBundleDraft": "reviews.draft",
     "/personae.v1.ConsentService/RecordConsent": "consents.record",
     "/personae.v1.ConsentService/ListConsentEvents": "consents.list",
     "/personae.v1.AuditService/GetCheckpoint": "audit.get",

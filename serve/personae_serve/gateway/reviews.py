@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from uuid import UUID
 
 from personae.v1 import review_service_pb2 as pb
@@ -9,6 +10,7 @@ from personae.v1 import review_service_pb2_grpc
 from personae_runtime.errors import InvalidArgument
 from personae_runtime.ledger.reviews import Appeal, Review, ReviewLedger, review_place
 from personae_runtime.ledger.vault import Vault
+from personae_runtime.policy.draft import draft
 from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.convert import timestamp
 from personae_serve.gateway.servicers import Context, _Api, _own, _page_size
@@ -34,6 +36,7 @@ class ReviewServicer(review_service_pb2_grpc.ReviewServiceServicer):
                 statement=request.statement,
                 judged_text=request.judged_text,
                 share_message=request.share_message,
+                allow_test=request.allow_test,
                 mutation=self._api.mutation("AppealDecision", request),
             )
         )
@@ -95,6 +98,12 @@ class ReviewServicer(review_service_pb2_grpc.ReviewServiceServicer):
             open_count=open_count,
             overdue_count=overdue_count,
         )
+
+    async def GetBundleDraft(self, request: pb.GetBundleDraftRequest, context: Context) -> pb.BundleDraft:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        # Composing YAML of a thousand texts takes its time.
+        made = await asyncio.to_thread(draft, await self._reviews.overturned(tenant))
+        return pb.BundleDraft(yaml=made.yaml, test_count=made.tests, withheld_count=made.withheld)
 
 
 def _outcome(value: str) -> str:

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/review_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x02\n\x06\x41ppeal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewState\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x06 \x01(\t\x12\x0f\n\x07reasons\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaa\x01\n\x15\x41ppealDecisionRequest\x12\x1c\n\x08\x64\x65\x63ision\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1b\n\tstatement\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xa0\x1f\x12\x1e\n\x0bjudged_text\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\xa0\x9c\x01\x12\x15\n\rshare_message\x18\x04 \x01(\x08\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\",\n\x10GetAppealRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\xa6\x04\n\x06Review\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x0e\n\x06\x61ppeal\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewState\x12\x10\n\x08priority\x18\x05 \x01(\x01\x12\x10\n\x08severity\x18\x06 \x01(\x01\x12\r\n\x05reach\x18\x07 \x01(\x01\x12\x13\n\x0buncertainty\x18\x08 \x01(\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07overdue\x18\x0b \x01(\x08\x12\x10\n\x08reviewer\x18\x0c \x01(\t\x12\x35\n\x11lease_expire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07outcome\x18\x0e \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x0f \x01(\t\x12\x30\n\x0cresolve_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tstatement\x18\x11 \x01(\t\x12\x13\n\x0bjudged_text\x18\x12 \x01(\t\x12&\n\x08verdicts\x18\x13 \x03(\x0b\x32\x14.personae.v1.Verdict\"\x8e\x01\n\x07Verdict\x12\x10\n\x08reviewer\x18\x01 \x01(\t\x12+\n\x07outcome\x18\x02 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x12LeaseReviewRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x18\n\x06review\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\":\n\x13LeaseReviewResponse\x12#\n\x06review\x18\x01 \x01(\x0b\x32\x13.personae.v1.Review\"\xd8\x01\n\x14ResolveReviewRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x07outcome\x18\x02 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x0breason_code\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Z][A-Z0-9_]{0,62}$\x12\x18\n\x04note\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xa0\x1f\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\xae\x01\n\x12ListReviewsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0f\n\x07overdue\x18\x05 \x01(\x08\"\x7f\n\x13ListReviewsResponse\x12$\n\x07reviews\x18\x01 \x03(\x0b\x32\x13.personae.v1.Review\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nopen_count\x18\x03 \x01(\x05\x12\x15\n\roverdue_count\x18\x04 \x01(\x05*\x82\x01\n\rReviewOutcome\x12\x1e\n\x1aREVIEW_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15REVIEW_OUTCOME_UPHOLD\x10\x01\x12\x1b\n\x17REVIEW_OUTCOME_OVERTURN\x10\x02\x12\x19\n\x15REVIEW_OUTCOME_MODIFY\x10\x03*y\n\x0bReviewState\x12\x1c\n\x18REVIEW_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11REVIEW_STATE_OPEN\x10\x01\x12\x19\n\x15REVIEW_STATE_RESOLVED\x10\x02\x12\x1a\n\x16REVIEW_STATE_WITHDRAWN\x10\x03\x32\x88\x03\n\rReviewService\x12I\n\x0e\x41ppealDecision\x12\".personae.v1.AppealDecisionRequest\x1a\x13.personae.v1.Appeal\x12?\n\tGetAppeal\x12\x1d.personae.v1.GetAppealRequest\x1a\x13.personae.v1.Appeal\x12P\n\x0bLeaseReview\x12\x1f.personae.v1.LeaseReviewRequest\x1a .personae.v1.LeaseReviewResponse\x12G\n\rResolveReview\x12!.personae.v1.ResolveReviewRequest\x1a\x13.personae.v1.Review\x12P\n\x0bListReviews\x12\x1f.personae.v1.ListReviewsRequest\x1a .personae.v1.ListReviewsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/review_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x02\n\x06\x41ppeal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x11\n\tstatement\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewState\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x06 \x01(\t\x12\x0f\n\x07reasons\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbe\x01\n\x15\x41ppealDecisionRequest\x12\x1c\n\x08\x64\x65\x63ision\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1b\n\tstatement\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xa0\x1f\x12\x1e\n\x0bjudged_text\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\xa0\x9c\x01\x12\x15\n\rshare_message\x18\x04 \x01(\x08\x12\x12\n\nallow_test\x18\x06 \x01(\x08\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\",\n\x10GetAppealRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\xa6\x04\n\x06Review\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x02 \x01(\t\x12\x0e\n\x06\x61ppeal\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewState\x12\x10\n\x08priority\x18\x05 \x01(\x01\x12\x10\n\x08severity\x18\x06 \x01(\x01\x12\r\n\x05reach\x18\x07 \x01(\x01\x12\x13\n\x0buncertainty\x18\x08 \x01(\x01\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07overdue\x18\x0b \x01(\x08\x12\x10\n\x08reviewer\x18\x0c \x01(\t\x12\x35\n\x11lease_expire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07outcome\x18\x0e \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x0f \x01(\t\x12\x30\n\x0cresolve_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tstatement\x18\x11 \x01(\t\x12\x13\n\x0bjudged_text\x18\x12 \x01(\t\x12&\n\x08verdicts\x18\x13 \x03(\x0b\x32\x14.personae.v1.Verdict\"\x8e\x01\n\x07Verdict\x12\x10\n\x08reviewer\x18\x01 \x01(\t\x12+\n\x07outcome\x18\x02 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcome\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x12LeaseReviewRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x18\n\x06review\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\":\n\x13LeaseReviewResponse\x12#\n\x06review\x18\x01 \x01(\x0b\x32\x13.personae.v1.Review\"\xd8\x01\n\x14ResolveReviewRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x37\n\x07outcome\x18\x02 \x01(\x0e\x32\x1a.personae.v1.ReviewOutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x32\n\x0breason_code\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Z][A-Z0-9_]{0,62}$\x12\x18\n\x04note\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xa0\x1f\x12\x1f\n\nrequest_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\xae\x01\n\x12ListReviewsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\x18.personae.v1.ReviewStateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x0f\n\x07overdue\x18\x05 \x01(\x08\"\x7f\n\x13ListReviewsResponse\x12$\n\x07reviews\x18\x01 \x03(\x0b\x32\x13.personae.v1.Review\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nopen_count\x18\x03 \x01(\x05\x12\x15\n\roverdue_count\x18\x04 \x01(\x05\"3\n\x15GetBundleDraftRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"G\n\x0b\x42undleDraft\x12\x0c\n\x04yaml\x18\x01 \x01(\t\x12\x12\n\ntest_count\x18\x02 \x01(\x05\x12\x16\n\x0ewithheld_count\x18\x03 \x01(\x05*\x82\x01\n\rReviewOutcome\x12\x1e\n\x1aREVIEW_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n\x15REVIEW_OUTCOME_UPHOLD\x10\x01\x12\x1b\n\x17REVIEW_OUTCOME_OVERTURN\x10\x02\x12\x19\n\x15REVIEW_OUTCOME_MODIFY\x10\x03*y\n\x0bReviewState\x12\x1c\n\x18REVIEW_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11REVIEW_STATE_OPEN\x10\x01\x12\x19\n\x15REVIEW_STATE_RESOLVED\x10\x02\x12\x1a\n\x16REVIEW_STATE_WITHDRAWN\x10\x03\x32\xd8\x03\n\rReviewService\x12I\n\x0e\x41ppealDecision\x12\".personae.v1.AppealDecisionRequest\x1a\x13.personae.v1.Appeal\x12?\n\tGetAppeal\x12\x1d.personae.v1.GetAppealRequest\x1a\x13.personae.v1.Appeal\x12P\n\x0bLeaseReview\x12\x1f.personae.v1.LeaseReviewRequest\x1a .personae.v1.LeaseReviewResponse\x12G\n\rResolveReview\x12!.personae.v1.ResolveReviewRequest\x1a\x13.personae.v1.Review\x12P\n\x0bListReviews\x12\x1f.personae.v1.ListReviewsRequest\x1a .personae.v1.ListReviewsResponse\x12N\n\x0eGetBundleDraft\x12\".personae.v1.GetBundleDraftRequest\x1a\x18.personae.v1.BundleDraftb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,30 +65,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREVIEWSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_LISTREVIEWSREQUEST'].fields_by_name['state']._loaded_options = None
   _globals['_LISTREVIEWSREQUEST'].fields_by_name['state']._serialized_options = b'\272H\005\202\001\002\020\001'
-  _globals['_REVIEWOUTCOME']._serialized_start=2021
-  _globals['_REVIEWOUTCOME']._serialized_end=2151
-  _globals['_REVIEWSTATE']._serialized_start=2153
-  _globals['_REVIEWSTATE']._serialized_end=2274
+  _globals['_GETBUNDLEDRAFTREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_GETBUNDLEDRAFTREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
+  _globals['_REVIEWOUTCOME']._serialized_start=2167
+  _globals['_REVIEWOUTCOME']._serialized_end=2297
+  _globals['_REVIEWSTATE']._serialized_start=2299
+  _globals['_REVIEWSTATE']._serialized_end=2420
   _globals['_APPEAL']._serialized_start=112
   _globals['_APPEAL']._serialized_end=440
   _globals['_APPEALDECISIONREQUEST']._serialized_start=443
-  _globals['_APPEALDECISIONREQUEST']._serialized_end=613
-  _globals['_GETAPPEALREQUEST']._serialized_start=615
-  _globals['_GETAPPEALREQUEST']._serialized_end=659
-  _globals['_REVIEW']._serialized_start=662
-  _globals['_REVIEW']._serialized_end=1212
-  _globals['_VERDICT']._serialized_start=1215
-  _globals['_VERDICT']._serialized_end=1357
-  _globals['_LEASEREVIEWREQUEST']._serialized_start=1359
-  _globals['_LEASEREVIEWREQUEST']._serialized_end=1433
-  _globals['_LEASEREVIEWRESPONSE']._serialized_start=1435
-  _globals['_LEASEREVIEWRESPONSE']._serialized_end=1493
-  _globals['_RESOLVEREVIEWREQUEST']._serialized_start=1496
-  _globals['_RESOLVEREVIEWREQUEST']._serialized_end=1712
-  _globals['_LISTREVIEWSREQUEST']._serialized_start=1715
-  _globals['_LISTREVIEWSREQUEST']._serialized_end=1889
-  _globals['_LISTREVIEWSRESPONSE']._serialized_start=1891
-  _globals['_LISTREVIEWSRESPONSE']._serialized_end=2018
-  _globals['_REVIEWSERVICE']._serialized_start=2277
-  _globals['_REVIEWSERVICE']._serialized_end=2669
+  _globals['_APPEALDECISIONREQUEST']._serialized_end=633
+  _globals['_GETAPPEALREQUEST']._serialized_start=635
+  _globals['_GETAPPEALREQUEST']._serialized_end=679
+  _globals['_REVIEW']._serialized_start=682
+  _globals['_REVIEW']._serialized_end=1232
+  _globals['_VERDICT']._serialized_start=1235
+  _globals['_VERDICT']._serialized_end=1377
+  _globals['_LEASEREVIEWREQUEST']._serialized_start=1379
+  _globals['_LEASEREVIEWREQUEST']._serialized_end=1453
+  _globals['_LEASEREVIEWRESPONSE']._serialized_start=1455
+  _globals['_LEASEREVIEWRESPONSE']._serialized_end=1513
+  _globals['_RESOLVEREVIEWREQUEST']._serialized_start=1516
+  _globals['_RESOLVEREVIEWREQUEST']._serialized_end=1732
+  _globals['_LISTREVIEWSREQUEST']._serialized_start=1735
+  _globals['_LISTREVIEWSREQUEST']._serialized_end=1909
+  _globals['_LISTREVIEWSRESPONSE']._serialized_start=1911
+  _globals['_LISTREVIEWSRESPONSE']._serialized_end=2038
+  _globals['_GETBUNDLEDRAFTREQUEST']._serialized_start=2040
+  _globals['_GETBUNDLEDRAFTREQUEST']._serialized_end=2091
+  _globals['_BUNDLEDRAFT']._serialized_start=2093
+  _globals['_BUNDLEDRAFT']._serialized_end=2164
+  _globals['_REVIEWSERVICE']._serialized_start=2423
+  _globals['_REVIEWSERVICE']._serialized_end=2895
 # @@protoc_insertion_point(module_scope)

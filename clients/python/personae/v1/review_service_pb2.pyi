@@ -58,18 +58,20 @@ class Appeal(_message.Message):
     def __init__(self, name: _Optional[str] = ..., decision: _Optional[str] = ..., statement: _Optional[str] = ..., state: _Optional[_Union[ReviewState, str]] = ..., outcome: _Optional[_Union[ReviewOutcome, str]] = ..., reason_code: _Optional[str] = ..., reasons: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resolve_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class AppealDecisionRequest(_message.Message):
-    __slots__ = ("decision", "statement", "judged_text", "share_message", "request_id")
+    __slots__ = ("decision", "statement", "judged_text", "share_message", "allow_test", "request_id")
     DECISION_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     JUDGED_TEXT_FIELD_NUMBER: _ClassVar[int]
     SHARE_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_TEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     decision: str
     statement: str
     judged_text: str
     share_message: bool
+    allow_test: bool
     request_id: str
-    def __init__(self, decision: _Optional[str] = ..., statement: _Optional[str] = ..., judged_text: _Optional[str] = ..., share_message: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, decision: _Optional[str] = ..., statement: _Optional[str] = ..., judged_text: _Optional[str] = ..., share_message: _Optional[bool] = ..., allow_test: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class GetAppealRequest(_message.Message):
     __slots__ = ("name",)
@@ -184,3 +186,19 @@ class ListReviewsResponse(_message.Message):
     open_count: int
     overdue_count: int
     def __init__(self, reviews: _Optional[_Iterable[_Union[Review, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., open_count: _Optional[int] = ..., overdue_count: _Optional[int] = ...) -> None: ...
+
+class GetBundleDraftRequest(_message.Message):
+    __slots__ = ("parent",)
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    def __init__(self, parent: _Optional[str] = ...) -> None: ...
+
+class BundleDraft(_message.Message):
+    __slots__ = ("yaml", "test_count", "withheld_count")
+    YAML_FIELD_NUMBER: _ClassVar[int]
+    TEST_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    yaml: str
+    test_count: int
+    withheld_count: int
+    def __init__(self, yaml: _Optional[str] = ..., test_count: _Optional[int] = ..., withheld_count: _Optional[int] = ...) -> None: ...

@@ -60,6 +60,11 @@ class ReviewServiceStub:
                 request_serializer=personae_dot_v1_dot_review__service__pb2.ListReviewsRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_review__service__pb2.ListReviewsResponse.FromString,
                 _registered_method=True)
+        self.GetBundleDraft = channel.unary_unary(
+                '/personae.v1.ReviewService/GetBundleDraft',
+                request_serializer=personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_review__service__pb2.BundleDraft.FromString,
+                _registered_method=True)
 
 
 class ReviewServiceServicer:
@@ -103,6 +108,14 @@ class ReviewServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBundleDraft(self, request, context):
+        """What overturned decisions ask of the next bundle: a test for each, that the
+        rule which decided does not hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReviewServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +143,11 @@ def add_ReviewServiceServicer_to_server(servicer, server):
                     servicer.ListReviews,
                     request_deserializer=personae_dot_v1_dot_review__service__pb2.ListReviewsRequest.FromString,
                     response_serializer=personae_dot_v1_dot_review__service__pb2.ListReviewsResponse.SerializeToString,
+            ),
+            'GetBundleDraft': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBundleDraft,
+                    request_deserializer=personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_review__service__pb2.BundleDraft.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +286,33 @@ class ReviewService:
             '/personae.v1.ReviewService/ListReviews',
             personae_dot_v1_dot_review__service__pb2.ListReviewsRequest.SerializeToString,
             personae_dot_v1_dot_review__service__pb2.ListReviewsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBundleDraft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.ReviewService/GetBundleDraft',
+            personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.SerializeToString,
+            personae_dot_v1_dot_review__service__pb2.BundleDraft.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,10 @@ class ReviewServiceStub:
     """Decides a review that the caller holds."""
     ListReviews: _grpc.UnaryUnaryMultiCallable[_review_service_pb2.ListReviewsRequest, _review_service_pb2.ListReviewsResponse]
     """Lists reviews in the order of the queue, resolved ones last."""
+    GetBundleDraft: _grpc.UnaryUnaryMultiCallable[_review_service_pb2.GetBundleDraftRequest, _review_service_pb2.BundleDraft]
+    """What overturned decisions ask of the next bundle: a test for each, that the
+    rule which decided does not hold.
+    """
 
 @_typing.type_check_only
 class ReviewServiceAsyncStub(ReviewServiceStub):
@@ -67,6 +71,10 @@ class ReviewServiceAsyncStub(ReviewServiceStub):
     """Decides a review that the caller holds."""
     ListReviews: _aio.UnaryUnaryMultiCallable[_review_service_pb2.ListReviewsRequest, _review_service_pb2.ListReviewsResponse]  # type: ignore[assignment]
     """Lists reviews in the order of the queue, resolved ones last."""
+    GetBundleDraft: _aio.UnaryUnaryMultiCallable[_review_service_pb2.GetBundleDraftRequest, _review_service_pb2.BundleDraft]  # type: ignore[assignment]
+    """What overturned decisions ask of the next bundle: a test for each, that the
+    rule which decided does not hold.
+    """
 
 class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
     """Appeals against decisions, and the people who decide on them."""
@@ -114,5 +122,15 @@ class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_review_service_pb2.ListReviewsResponse, _abc.Awaitable[_review_service_pb2.ListReviewsResponse]]:
         """Lists reviews in the order of the queue, resolved ones last."""
+
+    @_abc_1.abstractmethod
+    def GetBundleDraft(
+        self,
+        request: _review_service_pb2.GetBundleDraftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_review_service_pb2.BundleDraft, _abc.Awaitable[_review_service_pb2.BundleDraft]]:
+        """What overturned decisions ask of the next bundle: a test for each, that the
+        rule which decided does not hold.
+        """
 
 def add_ReviewServiceServicer_to_server(servicer: ReviewServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

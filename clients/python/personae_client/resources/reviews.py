@@ -23,6 +23,7 @@ class Reviews:
         *,
         judged_text: str = "",
         share_message: bool = False,
+        allow_test: bool = False,
         request_id: str | None = None,
     ) -> pb.Appeal:
         """Ask for a person to look at a decision again.
@@ -31,12 +32,14 @@ class Reviews:
             statement: why it is wrong.
             judged_text: the text that was judged, if reviewers are to read it.
             share_message: lets reviewers read the person's own message, if the decision was about that.
+            allow_test: lets that text become a test of the rules, if the decision is overturned.
         """
         request = pb.AppealDecisionRequest(
             decision=decision,
             statement=statement,
             judged_text=judged_text,
             share_message=share_message,
+            allow_test=allow_test,
             request_id=request_id or new_request_id(),
         )
         return await self._transport.unary(self._stub.AppealDecision, request)
@@ -64,6 +67,10 @@ class Reviews:
             name=name, outcome=outcome, reason_code=reason_code, note=note, request_id=request_id or new_request_id()
         )
         return await self._transport.unary(self._stub.ResolveReview, request)
+
+    async def bundle_draft(self, parent: str) -> pb.BundleDraft:
+        """What a tenant's overturned decisions ask of the next bundle."""
+        return await self._transport.unary(self._stub.GetBundleDraft, pb.GetBundleDraftRequest(parent=parent))
 
     async def list(
         self,

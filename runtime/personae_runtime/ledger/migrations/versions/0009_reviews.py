@@ -27,6 +27,7 @@ _STATEMENTS = (
         filed_by text NOT NULL,
         statement bytea NOT NULL,
         judged_text bytea NOT NULL,
+        allow_test boolean NOT NULL,
         reasons bytea,
         state text NOT NULL DEFAULT 'OPEN' CHECK (state IN ('OPEN', 'RESOLVED')),
         outcome text NOT NULL DEFAULT '' CHECK (outcome IN ('', 'UPHOLD', 'OVERTURN', 'MODIFY')),
