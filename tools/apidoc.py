@@ -26,7 +26,15 @@ PACKAGE: Final = "personae.v1"
 # The order of the page: the first question first.
 FILES: Final = tuple(
     f"personae/v1/{name}.proto"
-    for name in ("persona_service", "session_service", "event", "memory_service", "policy_service", "audit_service")
+    for name in (
+        "persona_service",
+        "session_service",
+        "event",
+        "memory_service",
+        "policy_service",
+        "review_service",
+        "audit_service",
+    )
 )
 
 _HEAD = """\

@@ -528,6 +528,43 @@ class PolicySettings(_Section):
     scorer_timeout_ms: float = Field(
         1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]
     )
+    redress: str = Field(
+        "You can ask the operator of this service to look at the decision again, naming it, and go to court.",
+        min_length=1,
+        description="What statements of reasons say a person can do about a decision; name your own contact here, and"
+        " the out-of-court bodies that apply.",
+        examples=["Write to appeals@example.com and name the decision. You can also go to court."],
+    )
+
+
+class ReviewSettings(_Section):
+    """Appeals against decisions and their reviews."""
+
+    appeal_days: int = Field(
+        183,
+        ge=1,
+        description="Days after a decision in which it can be appealed. The Digital Services Act, article 20(1), asks"
+        " platforms for at least six months.",
+        examples=[183],
+    )
+    lease_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a review that was taken goes back to the queue.", examples=[1800]
+    )
+    double_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of reviews that two people decide without knowing of each other, chosen by the decision's"
+        " id; if they differ, a third decides.",
+        examples=[0.1],
+    )
+    due_hours_high: float = Field(
+        24.0, gt=0, description="Hours until a review of severity 0.7 and more is due.", examples=[24]
+    )
+    due_hours_medium: float = Field(
+        72.0, gt=0, description="Hours until a review of severity 0.4 and more is due.", examples=[72]
+    )
+    due_hours_low: float = Field(168.0, gt=0, description="Hours until any other review is due.", examples=[168])
 
 
 class SessionSettings(_Section):
@@ -858,6 +895,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     memory: MemorySettings = MemorySettings()
     policy: PolicySettings = PolicySettings()
+    reviews: ReviewSettings = ReviewSettings()
     sessions: SessionSettings = SessionSettings()
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -22,6 +22,9 @@ _PATTERNS = {
     "user": re.compile(_USER),
     "document": re.compile(_PERSONA + r"/documents/(?P<document>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "operation": re.compile(_TENANT + r"/operations/(?P<operation>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "decision": re.compile(_TENANT + r"/decisions/(?P<decision>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "appeal": re.compile(_TENANT + r"/appeals/(?P<appeal>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "review": re.compile(_TENANT + r"/reviews/(?P<review>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "profile": re.compile(_USER + r"/profile"),
     "memory": re.compile(_USER + r"/memories/(?P<memory>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
 }
@@ -34,6 +37,9 @@ _EXAMPLES = {
     "user": "tenants/acme/personas/nadia/users/u-17",
     "document": "tenants/acme/personas/nadia/documents/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "operation": "tenants/acme/operations/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "decision": "tenants/acme/decisions/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "appeal": "tenants/acme/appeals/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "review": "tenants/acme/reviews/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "profile": "tenants/acme/personas/nadia/users/u-17/profile",
     "memory": "tenants/acme/personas/nadia/users/u-17/memories/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
 }
@@ -52,6 +58,9 @@ class Name:
     memory: str = ""
     document: str = ""
     operation: str = ""
+    decision: str = ""
+    appeal: str = ""
+    review: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -91,4 +100,7 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         memory=groups.get("memory") or "",
         document=groups.get("document") or "",
         operation=groups.get("operation") or "",
+        decision=groups.get("decision") or "",
+        appeal=groups.get("appeal") or "",
+        review=groups.get("review") or "",
     )

@@ -24,6 +24,10 @@ KEYS = (
     api_key(KEY, id="service"),
     api_key("key-of-another-tenant", id="other-tenant", tenant="other"),
     api_key("key-of-ann", id="ann", user="ann"),
+    *(
+        api_key(f"key-of-reviewer-{at}", id=f"reviewer-{at}", permissions=("reviews.*", "decisions.*"))
+        for at in (1, 2, 3)
+    ),
     api_key("key-that-may-read-personas", id="reader", permissions=("personas.get", "personas.list")),
 )
 

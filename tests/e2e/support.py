@@ -31,6 +31,7 @@ from personae.v1 import (
     persona_service_pb2,
     persona_service_pb2_grpc,
     policy_service_pb2_grpc,
+    review_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
@@ -219,6 +220,7 @@ class Api:
         self.memories: Any = _WithKey(memory_service_pb2_grpc.MemoryServiceStub(channel), metadata)
         self.corpus: Any = _WithKey(corpus_service_pb2_grpc.CorpusServiceStub(channel), metadata)
         self.policy: Any = _WithKey(policy_service_pb2_grpc.PolicyServiceStub(channel), metadata)
+        self.reviews: Any = _WithKey(review_service_pb2_grpc.ReviewServiceStub(channel), metadata)
         self.consents: Any = _WithKey(policy_service_pb2_grpc.ConsentServiceStub(channel), metadata)
         self.audit: Any = _WithKey(audit_service_pb2_grpc.AuditServiceStub(channel), metadata)
         self.operations: Any = _WithKey(operations_pb2_grpc.OperationsStub(channel), metadata)

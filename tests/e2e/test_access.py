@@ -19,6 +19,7 @@ from personae.v1 import (
     memory_service_pb2,
     persona_service_pb2,
     policy_service_pb2,
+    review_service_pb2,
     session_service_pb2,
 )
 from personae_runtime.config import ApiKey
@@ -38,6 +39,7 @@ MODULES = (
     memory_service_pb2,
     corpus_service_pb2,
     policy_service_pb2,
+    review_service_pb2,
     audit_service_pb2,
 )
 

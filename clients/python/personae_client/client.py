@@ -16,6 +16,7 @@ from personae_client.resources.corpus import Corpus
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
 from personae_client.resources.policy import Policy
+from personae_client.resources.reviews import Reviews
 from personae_client.resources.sessions import Sessions
 from personae_client.transport import CallOptions, MetadataProvider, Tls, TokenProvider, Transport
 
@@ -65,7 +66,7 @@ class PersonaeClient:
         metadata: called for each call; returns headers to add, such as `traceparent`.
 
     Attributes:
-        personas, sessions, memories, corpus, policy, consents, audit: the API, resource by resource.
+        personas, sessions, memories, corpus, policy, reviews, consents, audit: the API, resource by resource.
 
     Raises:
         ValueError: words would travel in the clear, or arguments contradict each other.
@@ -113,6 +114,7 @@ class PersonaeClient:
         self.memories = Memories(transport)
         self.corpus = Corpus(transport)
         self.policy = Policy(transport)
+        self.reviews = Reviews(transport)
         self.consents = Consents(transport)
         self.audit = Audit(transport)
 

@@ -413,6 +413,13 @@ class ErasureLedger:
             " ON r.resource = m.memory_id::text WHERE m.scope = $1 LIMIT $2) RETURNING 1",
             erasure.scope,
         )
+        await self._in_chunks(
+            erasure,
+            "ledger.requests",
+            "DELETE FROM requests WHERE ctid IN (SELECT r.ctid FROM appeals a JOIN requests r"
+            " ON r.resource = a.appeal_id::text WHERE a.scope = $1 LIMIT $2) RETURNING 1",
+            erasure.scope,
+        )
         for table in await self._further_tables():
             await self._in_chunks(
                 erasure,

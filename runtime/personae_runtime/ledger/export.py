@@ -160,11 +160,15 @@ class ExportLedger:
                 ):
                     yield {
                         "type": "decision",
+                        "name": f"tenants/{subject.tenant}/decisions/{decision['decision_id']}",
                         "turn": f"{name}/turns/{decision['turn_id']}",
                         "stage": decision["stage"],
                         "action": decision["action"],
                         "category": decision["category"],
                         "reason_code": decision["reason_code"],
+                        "rules": decision["rules"],
+                        "scores": orjson.loads(decision["scores"]),
+                        "legal_basis": decision["legal_basis"],
                         "bundle_version": decision["bundle_version"],
                         "time": _time(decision["created_at"]),
                     }

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import asyncpg
-import orjson
 
 from personae_runtime.errors import (
     Aborted,
@@ -21,6 +20,7 @@ from personae_runtime.errors import (
 from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
+from personae_runtime.ledger.decisions import insert_decision
 from personae_runtime.ledger.memories import LIVE, MemoryLedger
 from personae_runtime.ledger.personas import Mutation, once
 from personae_runtime.ledger.vault import ErasureInProgress, Scope, ScopeCipher, ScopeErased, Vault
@@ -643,25 +643,15 @@ class SessionLedger:
     async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
         """Record a policy decision, without the text it judged, and its audit entry; durable on return."""
         decision_id = uuid4()
-        # One statement for both: no further round trip, and a repeat after a lost connection writes neither twice.
-        await self._database.execute(
-            "WITH decision AS (INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action,"
-            "  category, reason_code, rules, scores, bundle_version)"
-            "  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT DO NOTHING RETURNING decision_id)"
-            " INSERT INTO audit_outbox (entry_id, tenant, kind, body) SELECT decision_id, $2, 'decision', $13"
-            " FROM decision",
+        await insert_decision(
+            self._database,
             decision_id,
             session.tenant,
             session.persona,
             session.session_pk,
             turn_no,
-            decision.stage.value,
-            decision.action.value,
-            decision.category,
-            decision.reason_code,
-            [rule.rule_id for rule in decision.rules],
-            orjson.dumps(dict(decision.scores)).decode(),
-            decision.bundle_version,
+            PolicyContext(session.persona_type, AgeBand(session.age_band), session.region_code),
+            decision,
             self._audit_body(session, turn_no, decision),
         )
         return decision_id

@@ -26,6 +26,7 @@ from personae_runtime.errors import ConfigError
 from personae_runtime.policy.decision import Action, AgeBand, Decision, MatcherHit, PolicyContext, RuleHit, Stage
 from personae_runtime.policy.matchers import Matcher, MatcherSet, flood_matcher, parse, parse_literal
 from personae_runtime.policy.normalize import Normalizer
+from personae_runtime.policy.reasons import RULE_FAILED, SCORER_FAILED
 from personae_runtime.policy.scorers import CATEGORIES, SyncScorer
 from personae_runtime.policy.units import WINDOW_CHARS, split_units
 
@@ -33,10 +34,6 @@ DEFAULT_BUNDLE = "default_bundle.yaml"
 PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
 REQUIRED = frozenset({"self_harm", "identity"})
 """Categories whose protocol at input no operator and no owner can switch off."""
-RULE_FAILED = "RULE_FAILED"
-"""Reason code of the block when a rule's condition can't be evaluated."""
-SCORER_FAILED = "SCORER_FAILED"
-"""Reason code of the block when a scorer raised, was late or gave no valid scores."""
 
 _VARIABLES = frozenset({"matches", "scores", "persona_type", "age_band", "region", "chars"})
 _RANK = {Action.ALLOW: 0, Action.TRANSFORM: 1, Action.BLOCK: 2, Action.ESCALATE: 3}
@@ -424,7 +421,9 @@ class Bundle:
             raise ConfigError(f"{where}: {matcher_id!r} is not a matcher; expected one of {sorted(self._matchers)}")
         if re.search(r"\bmatches\b", _IN_MATCHES.sub("", spec.when)):
             ids = set(self._matchers)  # asked about as a whole
-        hit = RuleHit(spec.id, spec.action, spec.category, spec.reason_code, spec.when, spec.description)
+        hit = RuleHit(
+            spec.id, spec.action, spec.category, spec.reason_code, spec.when, spec.description, spec.legal_basis
+        )
         return Rule(spec, program, hit, frozenset(ids))
 
     def matcher_set(self, ids: frozenset[str]) -> MatcherSet:

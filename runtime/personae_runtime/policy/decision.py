@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
+from uuid import UUID
 
 
 class Stage(StrEnum):
@@ -63,6 +66,7 @@ class RuleHit:
     reason_code: str
     expression: str
     description: str
+    legal_basis: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +105,95 @@ class Decision:
     template: str = ""
     notice_code: str = ""
     notice_text: str = ""
+
+    @property
+    def legal_basis(self) -> str:
+        """The law that the deciding rule names; empty if none, or if no rule decided, as when a scorer failed."""
+        if not self.rules or self.rules[0].reason_code != self.reason_code:
+            return ""
+        return self.rules[0].legal_basis
+
+    def detail(self) -> dict[str, Any]:
+        """What a record holds beside its columns, for JSON: the rules as they were, the places, what was told."""
+        return {
+            "rules": [
+                {
+                    "id": hit.rule_id,
+                    "action": hit.action.value,
+                    "category": hit.category,
+                    "reason_code": hit.reason_code,
+                    "expression": hit.expression,
+                    "description": hit.description,
+                    "legal_basis": hit.legal_basis,
+                }
+                for hit in self.rules
+            ],
+            "matches": [[hit.matcher_id, hit.start, hit.end] for hit in self.matches],
+            "template": self.template,
+            "notice_code": self.notice_code,
+            "notice_text": self.notice_text,
+        }
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Mapping[str, Any],
+        scores: Mapping[str, float],
+        detail: Mapping[str, Any],
+    ) -> Decision:
+        """The decision of a record.
+
+        Args:
+            columns: `stage`, `action`, `category`, `reason_code`, `bundle_version`, and `rules`, the rules' ids.
+            detail: as `detail` gives it; empty of records that were made before there was any, whose rules are
+                known by their ids only.
+        """
+        action = Action(columns["action"])
+        if "rules" in detail:
+            rules = tuple(
+                RuleHit(
+                    hit["id"],
+                    Action(hit["action"]),
+                    hit["category"],
+                    hit["reason_code"],
+                    hit["expression"],
+                    hit["description"],
+                    hit["legal_basis"],
+                )
+                for hit in detail["rules"]
+            )
+        else:
+            rules = tuple(RuleHit(rule_id, action, "", "", "", "") for rule_id in columns["rules"])
+        return cls(
+            action=action,
+            stage=Stage(columns["stage"]),
+            bundle_version=columns["bundle_version"],
+            category=columns["category"],
+            reason_code=columns["reason_code"],
+            rules=rules,
+            matches=tuple(MatcherHit(*hit) for hit in detail.get("matches", ())),
+            scores=MappingProxyType(dict(scores)),
+            template=detail.get("template", ""),
+            notice_code=detail.get("notice_code", ""),
+            notice_text=detail.get("notice_text", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision as it is recorded: the one source of the person's reason, the statement of reasons and the reports.
+
+    Attributes:
+        context: of the session; the age band is as it was told, UNKNOWN included.
+        session, turn: ids within the persona; empty once the person was erased.
+        created_at: aware UTC.
+    """
+
+    decision_id: UUID
+    tenant: str
+    persona: str
+    session: str
+    turn: str
+    decision: Decision
+    context: PolicyContext
+    created_at: datetime

@@ -53,9 +53,9 @@ from personae_runtime.memory.recall import RecalledMemory, RecallResult, Recalls
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.personas.types import persona_type
-from personae_runtime.policy.bundle import SCORER_FAILED
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.sessions.events import (
     Body,
     Event,

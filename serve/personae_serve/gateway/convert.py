@@ -27,7 +27,8 @@ from personae_runtime.memory.passages import Passage
 from personae_runtime.memory.store import FactDetail, MemoryRecord
 from personae_runtime.names import Name
 from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
-from personae_runtime.policy.decision import Decision
+from personae_runtime.policy import reasons
+from personae_runtime.policy.decision import AgeBand, Decision, DecisionRecord
 from personae_runtime.sessions import events
 from personae_runtime.sessions.service import Seen
 
@@ -356,24 +357,102 @@ def classification(decision: Decision) -> policy_service_pb2.ClassifyResponse:
         action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{decision.action.value.upper()}"),
         category=decision.category,
         reason_code=decision.reason_code,
-        rules=[
-            policy_service_pb2.RuleHit(
-                rule_id=hit.rule_id,
-                action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{hit.action.value.upper()}"),
-                category=hit.category,
-                reason_code=hit.reason_code,
-                expression=hit.expression,
-                description=hit.description,
-            )
-            for hit in decision.rules
-        ],
-        matches=[
-            policy_service_pb2.MatcherHit(matcher_id=hit.matcher_id, start=hit.start, end=hit.end)
-            for hit in decision.matches
-        ],
+        rules=_rules(decision),
+        matches=_matches(decision),
         scores=dict(decision.scores),
         bundle_version=decision.bundle_version,
         template_text=decision.template,
+    )
+
+
+def _rules(decision: Decision) -> list[policy_service_pb2.RuleHit]:
+    return [
+        policy_service_pb2.RuleHit(
+            rule_id=hit.rule_id,
+            action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{hit.action.value.upper()}"),
+            category=hit.category,
+            reason_code=hit.reason_code,
+            expression=hit.expression,
+            description=hit.description,
+            legal_basis=hit.legal_basis,
+        )
+        for hit in decision.rules
+    ]
+
+
+def _matches(decision: Decision) -> list[policy_service_pb2.MatcherHit]:
+    return [
+        policy_service_pb2.MatcherHit(matcher_id=hit.matcher_id, start=hit.start, end=hit.end)
+        for hit in decision.matches
+    ]
+
+
+def decision(record: DecisionRecord) -> policy_service_pb2.Decision:
+    content, context = record.decision, record.context
+    bands = {AgeBand.TEEN: policy_service_pb2.AGE_BAND_TEEN, AgeBand.ADULT: policy_service_pb2.AGE_BAND_ADULT}
+    name = Name(record.tenant, record.persona, session=record.session)
+    kind = (context.persona_type or "unspecified").upper()
+    return policy_service_pb2.Decision(
+        name=f"tenants/{record.tenant}/decisions/{record.decision_id}",
+        persona=name.persona_name(),
+        turn=f"{name.session_name()}/turns/{record.turn}" if record.session and record.turn else "",
+        stage=_enum(event_pb2.PolicyStage, f"POLICY_STAGE_{content.stage.value.upper()}"),
+        action=_enum(event_pb2.PolicyAction, f"POLICY_ACTION_{content.action.value.upper()}"),
+        category=content.category,
+        reason_code=content.reason_code,
+        rule_ids=[hit.rule_id for hit in content.rules],
+        bundle_version=content.bundle_version,
+        legal_basis=content.legal_basis,
+        persona_type=_enum(persona_service_pb2.PersonaType, _TYPE_PREFIX + kind),
+        age_band=bands.get(context.age_band, policy_service_pb2.AGE_BAND_UNSPECIFIED),
+        region_code=context.region_code,
+        create_time=timestamp(record.created_at),
+    )
+
+
+def explanation(
+    record: DecisionRecord, redress: str, appealable_until: datetime | None
+) -> policy_service_pb2.PolicyServiceExplainResponse:
+    """Why a decision was taken.
+
+    Args:
+        redress: what the person can do about any decision.
+        appealable_until: None for one that can't be appealed.
+    """
+    if appealable_until is not None:
+        redress = (
+            f"Until {appealable_until:%Y-%m-%d} you can appeal, free of charge and in one call"
+            f" (ReviewService.AppealDecision); people decide on it. {redress}"
+        )
+    content, stated = record.decision, reasons.statement(record)
+    return policy_service_pb2.PolicyServiceExplainResponse(
+        decision=decision(record),
+        rules=_rules(content),
+        matches=_matches(content),
+        scores=dict(content.scores),
+        comparisons=[
+            policy_service_pb2.PolicyServiceExplainResponse.ScoreComparison(
+                rule_id=one.rule_id,
+                category=one.category,
+                score=one.score,
+                operator=one.operator,
+                threshold=one.threshold,
+            )
+            for one in reasons.comparisons(content)
+        ],
+        template_text=content.template,
+        notice_code=content.notice_code,
+        notice_text=content.notice_text,
+        statement=policy_service_pb2.StatementOfReasons(
+            reason=stated.reason,
+            restriction=stated.restriction,
+            facts=stated.facts,
+            automated_means=stated.automated_means,
+            legal_ground=stated.legal_ground,
+            contractual_ground=stated.contractual_ground,
+            redress=redress,
+        ),
+        appeal_expire_time=timestamp(appealable_until),
     )
 
 

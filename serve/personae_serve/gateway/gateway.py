@@ -20,10 +20,12 @@ from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.audit import AuditLog
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import UNREACHABLE
+from personae_runtime.ledger.decisions import DecisionLedger
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.extraction import Extractor
@@ -42,6 +44,7 @@ from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
+from personae_serve.gateway.reviews import ReviewServicer
 from personae_serve.gateway.server import GatewayServer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
@@ -58,6 +61,7 @@ from personae_serve.stores import Stores, through_outage
 
 _log = structlog.get_logger(__name__)
 _HEALTH_PERIOD_S = 1.0
+_REVIEWS_PERIOD_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +217,7 @@ class Gateway:
             runner, sessions, stores.memories, stores.documents, view_limit=settings.gateway.view_buffer_events
         )
         consents = ConsentLedger(stores.database)
+        reviews = ReviewLedger(stores.database, stores.vault, settings.reviews)
         audit_log = AuditLog(
             stores.database,
             stores.vault.audit_signer,
@@ -254,8 +259,11 @@ class Gateway:
                 policy,
                 stores.vault,
             ),
-            policy=PolicyServicer(policy),
+            policy=PolicyServicer(
+                policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
+            ),
             consents=ConsentServicer(consents, stores.vault),
+            reviews=ReviewServicer(reviews, stores.vault),
             audit=AuditServicer(audit_log, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
@@ -275,6 +283,7 @@ class Gateway:
             asyncio.create_task(eraser.run(self._stopping), name="erasures"),
             asyncio.create_task(audit_log.run(self._stopping), name="audit"),
             asyncio.create_task(self._watch_health(), name="health"),
+            asyncio.create_task(self._watch_reviews(reviews), name="reviews"),
         ]
         if memory is not None and settings.memory.extraction.enabled:
             extractor = Extractor(
@@ -340,6 +349,17 @@ class Gateway:
                     connection.terminate()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.memory.extraction.poll_s):
+                    await self._stopping.wait()
+
+    async def _watch_reviews(self, reviews: ReviewLedger) -> None:
+        """Tell how many reviews wait, and how many are overdue."""
+        while not self._stopping.is_set():
+            with suppress(LedgerUnavailable, *UNREACHABLE):
+                waiting, overdue = await reviews.counts()
+                self._telemetry.reviews_open.set(waiting)
+                self._telemetry.reviews_overdue.set(overdue)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REVIEWS_PERIOD_S):
                     await self._stopping.wait()
 
     async def _watch_health(self) -> None:

@@ -27,6 +27,8 @@ from personae.v1 import (
     persona_service_pb2_grpc,
     policy_service_pb2,
     policy_service_pb2_grpc,
+    review_service_pb2,
+    review_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
@@ -35,6 +37,7 @@ from personae_runtime.errors import ConfigError
 from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.operations import OperationsServicer
+from personae_serve.gateway.reviews import ReviewServicer
 from personae_serve.gateway.servicers import (
     ConsentServicer,
     CorpusServicer,
@@ -53,6 +56,7 @@ SERVICE_NAMES = tuple(
         memory_service_pb2,
         corpus_service_pb2,
         policy_service_pb2,
+        review_service_pb2,
         audit_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
@@ -115,6 +119,7 @@ class GatewayServer:
         corpus: CorpusServicer,
         policy: PolicyServicer,
         consents: ConsentServicer,
+        reviews: ReviewServicer,
         audit: AuditServicer,
         operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
@@ -133,6 +138,7 @@ class GatewayServer:
         corpus_service_pb2_grpc.add_CorpusServiceServicer_to_server(corpus, self._server)
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(policy, self._server)
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
+        review_service_pb2_grpc.add_ReviewServiceServicer_to_server(reviews, self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audit, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()

@@ -44,12 +44,14 @@ from personae_runtime.errors import (
     ResourceExhausted,
 )
 from personae_runtime.ledger.control import ConsentLedger
+from personae_runtime.ledger.decisions import DecisionFilter, DecisionLedger
 from personae_runtime.ledger.documents import DocumentLedger, DocumentRow
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
+from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
 from personae_runtime.memory.facts import Draw, Statement, is_persons
@@ -59,7 +61,7 @@ from personae_runtime.memory.passages import Corpus, split
 from personae_runtime.memory.recall import RECALL_FILTERS, LeftOutReason, Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
-from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
+from personae_runtime.policy.decision import Action, AgeBand, DecisionRecord, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import Seen, SessionService
 from personae_runtime.sessions.views import SLOW_CONSUMER
@@ -966,10 +968,20 @@ def _memory_disabled() -> FailedPrecondition:
 
 
 class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
-    """`personae.v1.PolicyService`."""
+    """`personae.v1.PolicyService`.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        redress: what statements of reasons say a person can do about a decision.
+    """
+
+    def __init__(
+        self, policy: Policy, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
+    ) -> None:
         self._policy = policy
+        self._decisions = decisions
+        self._reviews = reviews
+        self._redress = redress
+        self._api = _Api(vault)
 
     async def Classify(
         self, request: policy_service_pb2.ClassifyRequest, context: Context
@@ -982,6 +994,68 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
             request.region_code,
         )
         return convert.classification(await self._policy.decide(stage, request.text, rules))
+
+    async def GetDecision(
+        self, request: policy_service_pb2.GetDecisionRequest, context: Context
+    ) -> policy_service_pb2.Decision:
+        return convert.decision(await self._decision(request.name))
+
+    async def Explain(
+        self, request: policy_service_pb2.PolicyServiceExplainRequest, context: Context
+    ) -> policy_service_pb2.PolicyServiceExplainResponse:
+        record = await self._decision(request.name)
+        return convert.explanation(record, self._redress, self._reviews.appealable_until(record))
+
+    async def _decision(self, value: str) -> DecisionRecord:
+        name = _own("decision", value)
+        return await self._decisions.get(name.tenant, UUID(name.decision), user=CALLER.get().user or "")
+
+    async def ListDecisions(
+        self, request: policy_service_pb2.ListDecisionsRequest, context: Context
+    ) -> policy_service_pb2.ListDecisionsResponse:
+        parent = _own("tenant", request.parent, "parent")
+        wanted = _decision_filter(request)
+        size = _page_size(request.page_size)
+        filters = policy_service_pb2.ListDecisionsRequest()
+        filters.CopyFrom(request)
+        filters.ClearField("page_size")
+        filters.ClearField("page_token")
+        bound = f"{filters.SerializeToString(deterministic=True).hex()}?user={wanted.user}"
+        place = self._api.page_place(request.page_token, "ListDecisions", bound)
+        before = (datetime.fromisoformat(place[0]), UUID(place[1])) if place else None
+        rows = await self._decisions.list_decisions(parent.tenant, wanted, before=before, limit=size + 1)
+        rows, token = self._api.page(
+            rows, size, "ListDecisions", bound, lambda row: [row.created_at.isoformat(), str(row.decision_id)]
+        )
+        return policy_service_pb2.ListDecisionsResponse(
+            decisions=[convert.decision(row) for row in rows], next_page_token=token
+        )
+
+
+def _decision_filter(request: policy_service_pb2.ListDecisionsRequest) -> DecisionFilter:
+    """What a listing asks for, of the caller's own sessions if it is a user."""
+    persona = _own("persona", request.persona, "persona").persona if request.persona else ""
+    session = ""
+    if request.session:
+        named = _own("session", request.session, "session")
+        if persona and persona != named.persona:
+            raise InvalidArgument(
+                "session is a session of another persona",
+                violations=(("session", f"expected {request.persona}/sessions/..."),),
+            )
+        persona, session = named.persona, named.session
+    stage = event_pb2.PolicyStage.Name(request.stage).removeprefix("POLICY_STAGE_").lower()
+    action = event_pb2.PolicyAction.Name(request.action).removeprefix("POLICY_ACTION_").lower()
+    return DecisionFilter(
+        persona=persona,
+        session=session,
+        user=CALLER.get().user or "",
+        stage=Stage(stage) if request.stage else None,
+        action=Action(action) if request.action else None,
+        category=request.category,
+        begin=convert.from_timestamp(request.start_time, "start_time") if request.HasField("start_time") else None,
+        end=convert.from_timestamp(request.end_time, "end_time") if request.HasField("end_time") else None,
+    )
 
 
 class ConsentServicer(policy_service_pb2_grpc.ConsentServiceServicer):

@@ -85,20 +85,22 @@ class ClassifyResponse(_message.Message):
     def __init__(self, action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., bundle_version: _Optional[str] = ..., template_text: _Optional[str] = ...) -> None: ...
 
 class RuleHit(_message.Message):
-    __slots__ = ("rule_id", "action", "category", "reason_code", "expression", "description")
+    __slots__ = ("rule_id", "action", "category", "reason_code", "expression", "description", "legal_basis")
     RULE_ID_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     CATEGORY_FIELD_NUMBER: _ClassVar[int]
     REASON_CODE_FIELD_NUMBER: _ClassVar[int]
     EXPRESSION_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    LEGAL_BASIS_FIELD_NUMBER: _ClassVar[int]
     rule_id: str
     action: _event_pb2.PolicyAction
     category: str
     reason_code: str
     expression: str
     description: str
-    def __init__(self, rule_id: _Optional[str] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., expression: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+    legal_basis: str
+    def __init__(self, rule_id: _Optional[str] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., expression: _Optional[str] = ..., description: _Optional[str] = ..., legal_basis: _Optional[str] = ...) -> None: ...
 
 class MatcherHit(_message.Message):
     __slots__ = ("matcher_id", "start", "end")
@@ -109,6 +111,144 @@ class MatcherHit(_message.Message):
     start: int
     end: int
     def __init__(self, matcher_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("name", "persona", "turn", "stage", "action", "category", "reason_code", "rule_ids", "bundle_version", "legal_basis", "persona_type", "age_band", "region_code", "create_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    RULE_IDS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEGAL_BASIS_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AGE_BAND_FIELD_NUMBER: _ClassVar[int]
+    REGION_CODE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    persona: str
+    turn: str
+    stage: _event_pb2.PolicyStage
+    action: _event_pb2.PolicyAction
+    category: str
+    reason_code: str
+    rule_ids: _containers.RepeatedScalarFieldContainer[str]
+    bundle_version: str
+    legal_basis: str
+    persona_type: _persona_service_pb2.PersonaType
+    age_band: AgeBand
+    region_code: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., persona: _Optional[str] = ..., turn: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rule_ids: _Optional[_Iterable[str]] = ..., bundle_version: _Optional[str] = ..., legal_basis: _Optional[str] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class GetDecisionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListDecisionsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token", "persona", "session", "stage", "action", "category", "start_time", "end_time")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    persona: str
+    session: str
+    stage: _event_pb2.PolicyStage
+    action: _event_pb2.PolicyAction
+    category: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., persona: _Optional[str] = ..., session: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ListDecisionsResponse(_message.Message):
+    __slots__ = ("decisions", "next_page_token")
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    decisions: _containers.RepeatedCompositeFieldContainer[Decision]
+    next_page_token: str
+    def __init__(self, decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class PolicyServiceExplainRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class PolicyServiceExplainResponse(_message.Message):
+    __slots__ = ("decision", "rules", "matches", "scores", "comparisons", "template_text", "notice_code", "notice_text", "statement", "appeal_expire_time")
+    class ScoreComparison(_message.Message):
+        __slots__ = ("rule_id", "category", "score", "operator", "threshold")
+        RULE_ID_FIELD_NUMBER: _ClassVar[int]
+        CATEGORY_FIELD_NUMBER: _ClassVar[int]
+        SCORE_FIELD_NUMBER: _ClassVar[int]
+        OPERATOR_FIELD_NUMBER: _ClassVar[int]
+        THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+        rule_id: str
+        category: str
+        score: float
+        operator: str
+        threshold: float
+        def __init__(self, rule_id: _Optional[str] = ..., category: _Optional[str] = ..., score: _Optional[float] = ..., operator: _Optional[str] = ..., threshold: _Optional[float] = ...) -> None: ...
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_CODE_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    APPEAL_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    decision: Decision
+    rules: _containers.RepeatedCompositeFieldContainer[RuleHit]
+    matches: _containers.RepeatedCompositeFieldContainer[MatcherHit]
+    scores: _containers.ScalarMap[str, float]
+    comparisons: _containers.RepeatedCompositeFieldContainer[PolicyServiceExplainResponse.ScoreComparison]
+    template_text: str
+    notice_code: str
+    notice_text: str
+    statement: StatementOfReasons
+    appeal_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., comparisons: _Optional[_Iterable[_Union[PolicyServiceExplainResponse.ScoreComparison, _Mapping]]] = ..., template_text: _Optional[str] = ..., notice_code: _Optional[str] = ..., notice_text: _Optional[str] = ..., statement: _Optional[_Union[StatementOfReasons, _Mapping]] = ..., appeal_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class StatementOfReasons(_message.Message):
+    __slots__ = ("reason", "restriction", "facts", "automated_means", "legal_ground", "contractual_ground", "redress")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RESTRICTION_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    AUTOMATED_MEANS_FIELD_NUMBER: _ClassVar[int]
+    LEGAL_GROUND_FIELD_NUMBER: _ClassVar[int]
+    CONTRACTUAL_GROUND_FIELD_NUMBER: _ClassVar[int]
+    REDRESS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    restriction: str
+    facts: str
+    automated_means: str
+    legal_ground: str
+    contractual_ground: str
+    redress: str
+    def __init__(self, reason: _Optional[str] = ..., restriction: _Optional[str] = ..., facts: _Optional[str] = ..., automated_means: _Optional[str] = ..., legal_ground: _Optional[str] = ..., contractual_ground: _Optional[str] = ..., redress: _Optional[str] = ...) -> None: ...
 
 class ConsentEvent(_message.Message):
     __slots__ = ("subject", "purpose", "state", "evidence", "event_time")

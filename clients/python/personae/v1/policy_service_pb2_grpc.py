@@ -40,6 +40,21 @@ class PolicyServiceStub:
                 request_serializer=personae_dot_v1_dot_policy__service__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_policy__service__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.GetDecision = channel.unary_unary(
+                '/personae.v1.PolicyService/GetDecision',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.GetDecisionRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.Decision.FromString,
+                _registered_method=True)
+        self.ListDecisions = channel.unary_unary(
+                '/personae.v1.PolicyService/ListDecisions',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.ListDecisionsResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/personae.v1.PolicyService/Explain',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -53,6 +68,28 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDecision(self, request, context):
+        """A recorded decision. A user's token sees those of its own sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDecisions(self, request, context):
+        """Lists decisions, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a decision was taken, from its record alone: also when the rules have
+        changed since. Never holds the text that was judged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +97,21 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=personae_dot_v1_dot_policy__service__pb2.ClassifyRequest.FromString,
                     response_serializer=personae_dot_v1_dot_policy__service__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'GetDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDecision,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.GetDecisionRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.Decision.SerializeToString,
+            ),
+            'ListDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDecisions,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.ListDecisionsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +142,87 @@ class PolicyService:
             '/personae.v1.PolicyService/Classify',
             personae_dot_v1_dot_policy__service__pb2.ClassifyRequest.SerializeToString,
             personae_dot_v1_dot_policy__service__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/GetDecision',
+            personae_dot_v1_dot_policy__service__pb2.GetDecisionRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.Decision.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/ListDecisions',
+            personae_dot_v1_dot_policy__service__pb2.ListDecisionsRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.ListDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/Explain',
+            personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,14 @@ class PolicyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PolicyServiceAsyncStub: ...
     Classify: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.ClassifyRequest, _policy_service_pb2.ClassifyResponse]
     """Dry run: decides as a turn would, explains, and records nothing."""
+    GetDecision: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GetDecisionRequest, _policy_service_pb2.Decision]
+    """A recorded decision. A user's token sees those of its own sessions."""
+    ListDecisions: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.ListDecisionsRequest, _policy_service_pb2.ListDecisionsResponse]
+    """Lists decisions, newest first."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.PolicyServiceExplainRequest, _policy_service_pb2.PolicyServiceExplainResponse]
+    """Why a decision was taken, from its record alone: also when the rules have
+    changed since. Never holds the text that was judged.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -43,6 +51,14 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ClassifyRequest, _policy_service_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Dry run: decides as a turn would, explains, and records nothing."""
+    GetDecision: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GetDecisionRequest, _policy_service_pb2.Decision]  # type: ignore[assignment]
+    """A recorded decision. A user's token sees those of its own sessions."""
+    ListDecisions: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListDecisionsRequest, _policy_service_pb2.ListDecisionsResponse]  # type: ignore[assignment]
+    """Lists decisions, newest first."""
+    Explain: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.PolicyServiceExplainRequest, _policy_service_pb2.PolicyServiceExplainResponse]  # type: ignore[assignment]
+    """Why a decision was taken, from its record alone: also when the rules have
+    changed since. Never holds the text that was judged.
+    """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """What policy says of a text, and why."""
@@ -54,6 +70,32 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_policy_service_pb2.ClassifyResponse, _abc.Awaitable[_policy_service_pb2.ClassifyResponse]]:
         """Dry run: decides as a turn would, explains, and records nothing."""
+
+    @_abc_1.abstractmethod
+    def GetDecision(
+        self,
+        request: _policy_service_pb2.GetDecisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.Decision, _abc.Awaitable[_policy_service_pb2.Decision]]:
+        """A recorded decision. A user's token sees those of its own sessions."""
+
+    @_abc_1.abstractmethod
+    def ListDecisions(
+        self,
+        request: _policy_service_pb2.ListDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.ListDecisionsResponse, _abc.Awaitable[_policy_service_pb2.ListDecisionsResponse]]:
+        """Lists decisions, newest first."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _policy_service_pb2.PolicyServiceExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.PolicyServiceExplainResponse, _abc.Awaitable[_policy_service_pb2.PolicyServiceExplainResponse]]:
+        """Why a decision was taken, from its record alone: also when the rules have
+        changed since. Never holds the text that was judged.
+        """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
