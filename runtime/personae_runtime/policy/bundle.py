@@ -170,6 +170,11 @@ class Rule:
     matcher_ids: frozenset[str]
 
     @property
+    def thresholds(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
+        """The numbers that each category's score is compared with; empty if scores are used in any other way."""
+        return _thresholds([self.spec.when]) or ()
+
+    @property
     def always_stops_input(self) -> bool:
         """Whether it answers in the persona's place, whoever speaks to whichever persona."""
         spec = self.spec
@@ -432,6 +437,10 @@ class Bundle:
         if found is None:
             found = self._sets[ids] = MatcherSet(self._matchers[i] for i in ids)
         return found
+
+    def has_matcher(self, id: str) -> bool:
+        """Whether a matcher has this id."""
+        return id in self._matchers
 
     def notice(self, code: str, region: str) -> str:
         """A notice's text for a region."""

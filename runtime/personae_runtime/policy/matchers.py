@@ -29,6 +29,7 @@ from typing import Any
 import re2
 
 from personae_runtime.errors import ConfigError
+from personae_runtime.policy import identifiers
 from personae_runtime.policy.normalize import FLOOD, normalize
 
 MAX_CHARS = 512
@@ -50,24 +51,17 @@ _REFUSED = {
 }  # fmt: skip
 
 
-def luhn(text: str) -> bool:
-    """ISO/IEC 7812-1 check digit over the digits of `text`, 12 to 19 of them and not all equal."""
-    digits = [int(c) for c in text if c in "0123456789"]
-    if not 12 <= len(digits) <= 19 or len(set(digits)) == 1:
-        return False
-    doubled = (d if i % 2 == 0 else d * 2 - 9 * (d > 4) for i, d in enumerate(reversed(digits)))
-    return sum(doubled) % 10 == 0
-
-
-def iban(text: str) -> bool:
-    """ISO 13616 check digits (ISO 7064 mod 97-10) of an IBAN of 15 to 34 characters, spaces and dashes ignored."""
-    compact = "".join(c for c in text if c not in " -")
-    if not 15 <= len(compact) <= 34 or not compact.isascii() or not compact.isalnum():
-        return False
-    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
-
-
-VALIDATORS: Mapping[str, Callable[[str], bool]] = MappingProxyType({"luhn": luhn, "iban": iban})
+VALIDATORS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
+    {
+        "luhn": identifiers.luhn,
+        "card": identifiers.card_number,
+        "iban": identifiers.iban,
+        "us_ssn": identifiers.us_ssn,
+        "ip": identifiers.ip_address,
+        "phone": identifiers.phone,
+        "labelled_phone": identifiers.labelled_phone,
+    }
+)
 """Checks of a match's normalised text, by the name used in bundles. Pure functions of that text alone."""
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from personae_runtime.policy.decision import Action, Stage
 from personae_runtime.policy.gate import StreamGate
-from personae_runtime.policy.matchers import luhn
+from personae_runtime.policy.identifiers import luhn
 from personae_runtime.policy.normalize import FLOOD, Normalizer
 from personae_runtime.policy.scorers import CATEGORIES
 from tests.unit.policy.bundles import CONTEXT, WordScorer, load, run_gate

@@ -8,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personae_runtime.errors import ConfigError
+from personae_runtime.policy.identifiers import iban, luhn
 from personae_runtime.policy.matchers import (
     Matcher,
     MatcherSet,
     PatternError,
-    iban,
-    luhn,
     parse,
     parse_literal,
 )
