@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,33 @@ def memory(
         typer.echo(dumps(dataclasses.asdict(report)))
     else:
         _show(report)
+
+
+@app.command()
+def policy(
+    dataset: Annotated[Literal["openai-moderation", "xstest"], typer.Option(help="Format of the file.")],
+    path: Annotated[Path, typer.Option(help="The labelled texts, JSON Lines.")],
+    json: Annotated[bool, typer.Option("--json", help="Only one JSON object, as the last line.")] = False,
+) -> None:
+    """How well the configured policy tells harm from harmless, with 95 % intervals.
+
+    Shares are fractions. Judges as a host with this configuration does at input, for a person of unknown age. Rows that
+    the shipped heads were trained on are judged by heads that were not. Needs no host.
+    """
+    import asyncio
+    from json import dumps
+
+    from personae_runtime.config import load_settings
+    from personae_runtime.evals import policy as evals
+    from personae_runtime.policy.policy import Policy
+
+    settings = load_settings().policy
+    loaded = Policy.load(settings.bundle, settings.scorers, settings.scorer_timeout_ms)
+    report = asyncio.run(evals.evaluate(dataset, path, loaded))
+    if json:
+        typer.echo(dumps(report))
+    else:
+        _show_figures(report)
 
 
 async def _measure(conversations: list[Conversation], models: Path | None) -> Report:
@@ -123,3 +150,17 @@ def _show(report: Report) -> None:
         f"a recall takes {report.read_ms_p50:.1f} ms (median), {report.read_ms_p95:.1f} ms (95th percentile),"
         " one at a time, without what a host's ledger, decryption and facts add"
     )
+
+
+def _show_figures(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['dataset']}: {report['rows']} rows, {report.get('out_of_fold', 0)} out of fold")
+    for name in ("", "figure", "95 % interval"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, (low, high) in ((n.removesuffix("_ci"), v) for n, v in report.items() if n.endswith("_ci")):
+        table.add_row(name, f"{report[name]:.3f}", f"{low:.3f} to {high:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(f"bundle {report['operating_point']['bundle_digest']}")

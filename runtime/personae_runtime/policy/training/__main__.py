@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from personae_runtime.policy.bundle import windows
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
+from personae_runtime.policy.heldout import HELD_OUT_FILE, row_hash
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import CATEGORIES, HEAD_FILE, NgramScorer, distinct, hash_ngrams, text_codes
 from personae_runtime.policy.training.texts import Sample, generate
@@ -113,17 +114,21 @@ def folds(samples: Sequence[Sample]) -> NDArray[np.int64]:
     return np.array([int(hashlib.sha256(s.group.encode()).hexdigest(), 16) % FOLDS for s in samples])
 
 
-def cross_validate(samples: Sequence[Sample]) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
-    """Out-of-fold scores of every sample, as deployed and of whole texts."""
+def cross_validate(
+    samples: Sequence[Sample],
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64], list[NgramScorer]]:
+    """Out-of-fold scores of every sample, as deployed and of whole texts; the folds; and each fold's head."""
     fold = folds(samples)
+    heads = []
     out = {mode: np.zeros((len(samples), len(CATEGORIES))) for mode in ("as_deployed", "whole_text")}
     for k in range(FOLDS):
         scorer = fit([s for s, f in zip(samples, fold, strict=True) if f != k])
+        heads.append(scorer)
         held = np.flatnonzero(fold == k).tolist()
         texts = [samples[i].text for i in held]
         for mode, rows in out.items():
             rows[held] = scores(scorer, texts, as_deployed=mode == "as_deployed")
-    return out, fold
+    return out, fold, heads
 
 
 def quality(
@@ -230,6 +235,23 @@ def bundle_refusals(policy: Policy, path: Path) -> dict[str, Any]:
     return report
 
 
+def write_held_out(
+    samples: Sequence[Sample], fold: NDArray[np.int64], heads: Sequence[NgramScorer], folder: Path
+) -> dict[str, Any]:
+    """Writes each fold's head, and which public row is in which fold (`HeldOut.unpack` reads it)."""
+    path = folder / HELD_OUT_FILE
+    public = [i for i, s in enumerate(samples) if s.group.startswith("moderation")]
+    np.savez_compressed(
+        path,
+        hashes=np.array([row_hash(samples[i].text) for i in public], dtype=np.uint64),
+        folds=fold[public].astype(np.uint8),
+        ngram_tables=np.array([head.table for head in heads], dtype=np.float16),
+        ngram_biases=np.array([head.bias for head in heads], dtype=np.float32),
+        categories=np.array(CATEGORIES),
+    )
+    return {"file": HELD_OUT_FILE, "bytes": path.stat().st_size, "folds": len(heads), "rows": len(public)}
+
+
 def write_weights(scorer: NgramScorer, folder: Path) -> dict[str, Any]:
     """Writes the weights (float16) and says what was written."""
     path = folder / HEAD_FILE
@@ -257,7 +279,7 @@ def main() -> None:
         for s in read_moderation(args.data / "openai_moderation_dev.jsonl")
     ]
     samples = public + own
-    found, _ = cross_validate(samples)
+    found, fold, heads = cross_validate(samples)
     harms = tuple(c for c in CATEGORIES if c != "injection")
     deployed = found["as_deployed"]
     points = operating_points(samples, deployed, (0.005, 0.01, 0.02, 0.05))
@@ -295,6 +317,7 @@ def main() -> None:
     if args.write:
         folder = Path(__file__).parent.parent
         card["weights"] = write_weights(scorer, folder)
+        card["held_out"] = write_held_out(samples, fold, heads, folder)
         # The bundle's own tests run on the new weights, too.
         policy = Policy.load(None, ["ngram"], 1000.0)
         card["default_bundle"] = {
