@@ -520,10 +520,10 @@ class PolicySettings(_Section):
     bundle: FilePath | None = Field(
         None, description="Bundle file; unset is the one that ships.", examples=["policy/bundle.yaml"]
     )
-    scorers: tuple[Literal["ngram"], ...] = Field(
-        ("ngram",),
+    scorers: tuple[Literal["ngram", "injection"], ...] = Field(
+        ("ngram", "injection"),
         description="Scorers before every released unit. Only a development profile may run without.",
-        examples=[["ngram"]],
+        examples=[["ngram", "injection"]],
     )
     scorer_timeout_ms: float = Field(
         1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]
@@ -800,7 +800,7 @@ class ClusterSettings(_Section):
     gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
     memory: MemoryDeploymentSettings = MemoryDeploymentSettings()
     guard: ReplicaSettings = ReplicaSettings()
-    guard_scorers: tuple[Literal["ngram"], ...] = Field(
+    guard_scorers: tuple[Literal["ngram", "injection"], ...] = Field(
         (),
         description="Those of `policy.scorers` that run in the guard deployment, batched over all gateways; the others"
         " run in each gateway.",

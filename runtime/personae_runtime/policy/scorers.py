@@ -172,7 +172,14 @@ def build_scorers(names: Sequence[str], deadline_ms: float) -> tuple[Scorer, ...
     """
     made: list[Scorer] = []
     for name in names:
+        if name == "injection":
+            from personae_runtime.policy.injection import InjectionScorer  # it builds on this module
+
+            made.append(InjectionScorer.load(deadline_ms / 1000))
+            continue
         if name != "ngram":
-            raise ConfigError(f"policy.scorers: {name!r} is not a scorer; expected 'ngram', as in [\"ngram\"]")
+            raise ConfigError(
+                f"policy.scorers: {name!r} is not a scorer; expected 'ngram' or 'injection', as in [\"ngram\"]"
+            )
         made.append(NgramScorer.load(deadline_ms / 1000))
     return tuple(made)

@@ -112,7 +112,7 @@ def test_a_list_in_the_environment_that_is_not_json_says_so(monkeypatch: pytest.
     monkeypatch.setenv("PERSONAE_POLICY__SCORERS", "ngram")
     message = refusal()
     assert "policy.scorers (PERSONAE_POLICY__SCORERS)" in message
-    assert """PERSONAE_POLICY__SCORERS='["ngram"]'""" in message
+    assert """PERSONAE_POLICY__SCORERS='["ngram", "injection"]'""" in message
 
 
 def test_a_toml_syntax_error_says_file_and_line(tmp_path: Path) -> None:
