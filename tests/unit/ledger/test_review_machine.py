@@ -86,11 +86,17 @@ class Reviews(RuleBasedStateMachine):
         self.run(self.database.close())
         self.loop.close()
 
-    @rule(score=st.sampled_from([0.5, 0.7, 0.95]), category=st.sampled_from(["hate", "identity", "self_harm"]))
-    def decide(self, score: float, category: str) -> None:
+    # Few, so that the same one is appealed again.
+    @precondition(lambda self: len(self.decisions) < 2)
+    @rule(
+        score=st.sampled_from([0.5, 0.7, 0.95]), category=st.sampled_from(["hate", "self_harm"]), double=st.booleans()
+    )
+    def decide(self, score: float, category: str, double: bool) -> None:
         hit = RuleHit("r", Action.BLOCK, category, "R", f'scores["{category}"] >= 0.4', "d")
         decision = Decision(Action.BLOCK, Stage.INPUT, "1", category, "R", (hit,), scores={category: score})
-        decision_id = uuid4()
+        # What follows must depend on what was drawn alone.
+        while self.ledger.is_double(decision_id := uuid4()) is not double:
+            pass
         self.run(
             insert_decision(
                 self.database, decision_id, self.tenant, "nadia", self.session.session_pk, 1, PolicyContext(), decision,
@@ -105,7 +111,7 @@ class Reviews(RuleBasedStateMachine):
     @precondition(lambda self: self.decisions)
     @rule(data=st.data())
     def appeal(self, data: st.DataObject) -> None:
-        decision = data.draw(st.sampled_from(self.decisions))
+        decision = self.decisions[data.draw(st.integers(0, 99)) % len(self.decisions)]
         known = self.open_of(decision)
         try:
             self.run(
@@ -141,13 +147,14 @@ class Reviews(RuleBasedStateMachine):
             assert got.review_id in held
         else:
             assert got.priority.value == max(one.priority.value for one in open_to)
+        assert self.may(got.review_id, who)
         assert got.statement == "No."
         self.cases[got.review_id].holder = who
 
     @precondition(lambda self: self.cases)
     @rule(who=st.sampled_from(REVIEWERS), data=st.data())
     def take_one(self, who: str, data: st.DataObject) -> None:
-        review = data.draw(st.sampled_from(sorted(self.cases)))
+        review = list(self.cases)[data.draw(st.integers(0, 99)) % len(self.cases)]
         may = self.may(review, who)
         try:
             got = self.run(self.ledger.lease(self.tenant, who, review))
@@ -161,7 +168,7 @@ class Reviews(RuleBasedStateMachine):
     @precondition(lambda self: self.cases)
     @rule(data=st.data())
     def run_out(self, data: st.DataObject) -> None:
-        review = data.draw(st.sampled_from(sorted(self.cases)))
+        review = list(self.cases)[data.draw(st.integers(0, 99)) % len(self.cases)]
         self.run(
             self.database.execute(
                 "UPDATE reviews SET lease_expires_at = now() - interval '1 s' WHERE review_id = $1", review
@@ -172,7 +179,12 @@ class Reviews(RuleBasedStateMachine):
     @precondition(lambda self: self.cases)
     @rule(who=st.sampled_from(REVIEWERS), outcome=st.sampled_from([UPHOLD, OVERTURN, MODIFY]), data=st.data())
     def decide_review(self, who: str, outcome: str, data: st.DataObject) -> None:
-        review = data.draw(st.sampled_from(sorted(self.cases)))
+        # Mostly what somebody holds.
+        holding = [(review, case.holder) for review, case in self.cases.items() if case.holder]
+        if holding and data.draw(st.integers(0, 3)):
+            review, who = holding[data.draw(st.integers(0, 99)) % len(holding)]
+        else:
+            review = list(self.cases)[data.draw(st.integers(0, 99)) % len(self.cases)]
         case = self.cases[review]
         try:
             self.run(
@@ -224,8 +236,8 @@ def test_reviews_go_as_the_model_says(server_dsn: str) -> None:
     run_state_machine_as_test(
         Reviews,
         settings=settings(
-            max_examples=20,
-            stateful_step_count=40,
+            max_examples=30,
+            stateful_step_count=60,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=(Phase.explicit, Phase.reuse, Phase.generate),
