@@ -25,6 +25,7 @@ from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per
 from personae.v1 import policy_service_pb2 as pol
+from personae.v1 import review_service_pb2 as rev
 from personae.v1 import session_service_pb2 as ses
 from personae_serve.gateway.server import OPERATIONS, SERVICE_NAMES
 from tests.e2e.support import Api, Hosted
@@ -46,6 +47,9 @@ class Subject:
     memory: str
     operation: str
     document: str
+    decision: str
+    appeal: str
+    review: str
     turn: str = "t1"
 
     @property
@@ -102,6 +106,17 @@ def requests(s: Subject) -> dict[str, Message]:
         "PolicyService/Classify": pol.ClassifyRequest(
             parent=s.tenant, text=ASKED, stage=1, persona_type=per.PERSONA_TYPE_ASSISTANT
         ),
+        "PolicyService/GetDecision": pol.GetDecisionRequest(name=s.decision),
+        "PolicyService/ListDecisions": pol.ListDecisionsRequest(parent=s.tenant, session=s.session),
+        "PolicyService/Explain": pol.PolicyServiceExplainRequest(name=s.decision),
+        "ReviewService/AppealDecision": rev.AppealDecisionRequest(decision=s.decision, statement=ASKED),
+        "ReviewService/GetAppeal": rev.GetAppealRequest(name=s.appeal),
+        "ReviewService/LeaseReview": rev.LeaseReviewRequest(parent=s.tenant, review=s.review),
+        "ReviewService/ResolveReview": rev.ResolveReviewRequest(
+            name=s.review, outcome=rev.REVIEW_OUTCOME_UPHOLD, reason_code="RIGHT", note="It was right."
+        ),
+        "ReviewService/ListReviews": rev.ListReviewsRequest(parent=s.tenant, page_size=200),
+        "ReviewService/GetBundleDraft": rev.GetBundleDraftRequest(parent=s.tenant),
         "ConsentService/RecordConsent": pol.RecordConsentRequest(consent_event=consent),
         "ConsentService/ListConsentEvents": pol.ListConsentEventsRequest(parent=s.user),
         "AuditService/GetCheckpoint": aud.GetCheckpointRequest(parent=s.tenant),
@@ -177,7 +192,16 @@ async def subject_of(api: Api, persona: str, person: str, canary: str, hosted: H
     erased = await api.remember(user, f"{canary} was a mistake.")
     begun = await api.memories.EraseMemories(mem.EraseMemoriesRequest(parent=user, memories=[erased.name]))
     await api.proof(begun.name)
-    return Subject(persona, user, session, memory.name, begun.name, document)
+    crisis = await api.say(await api.session(persona, user), f"I want to kill myself. {canary}")
+    [decision] = [event.policy_event.decision for event in crisis if event.HasField("policy_event")]
+    appeal = await api.reviews.AppealDecision(
+        rev.AppealDecisionRequest(decision=decision, statement=canary, share_message=True, allow_test=True)
+    )
+    listed = await api.reviews.ListReviews(
+        rev.ListReviewsRequest(parent="/".join(persona.split("/")[:2]), state=rev.REVIEW_STATE_OPEN, page_size=200)
+    )
+    [review] = [one.name for one in listed.reviews if one.appeal == appeal.name]
+    return Subject(persona, user, session, memory.name, begun.name, document, decision, appeal.name, review)
 
 
 async def said(api: Api, persona: str, word: str) -> str:
@@ -249,6 +273,7 @@ async def test_everybody_sees_their_own(world: World) -> None:
             "MemoryService/GetProfile",
             "MemoryService/ExportMemories",
             "ConsentService/ListConsentEvents",
+            "ReviewService/GetAppeal",
         }
         if api is world.as_other:
             assert seen >= {f"CorpusService/{name}" for name in ("GetDocument", "ListDocuments", "SearchPassages")}
@@ -274,7 +299,7 @@ async def test_another_tenant_gets_nothing(hosted: Hosted, world: World) -> None
             name.replace("tenants/demo", "tenants/other")
             for name in (
                 *(world.bob.persona, world.bob.user, world.bob.session, world.bob.memory, world.bob.operation),
-                world.bob.document,
+                *(world.bob.document, world.bob.decision, world.bob.appeal, world.bob.review),
             )
         )
     )
