@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import InvalidArgument
+from personae_runtime.memory.embedder import Embedder, Vector
+from personae_runtime.policy.bundle import whole_pieces
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
 from personae_runtime.policy.gate import run_scorers
 from personae_runtime.policy.heldout import HeldOut
@@ -172,6 +174,20 @@ def with_interval(
     return round(figure(harmful, values), 4), [round(float(low), 4), round(float(high), 4)]
 
 
+class RememberingEmbedder:
+    """`Embedder` that asks another once for each text: an evaluation judges the same rows for several ages."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, Vector] = {}
+
+    async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> list[Vector]:
+        """See `Embedder.embed`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, await self._embedder.embed(new, bulk=bulk), strict=True))
+        return [self._known[text] for text in texts]
+
+
 # -- the evaluation -------------------------------------------------------------------------------------------------
 
 
@@ -207,14 +223,15 @@ async def evaluate(dataset: str, path: Path, policy: Policy) -> dict[str, Any]:
     for row in rows:
         judge = held_out.policy_for(row.text, policy)
         unseen += judge is not policy
-        scores = await run_scorers(judge.scorers, [row.text])
+        scores = await run_scorers(judge.scorers, [row.text], whole_pieces(row.text))
         # `harm` is any harm; without a scorer that gives it, the gravest category is.
         ranked.append(scores.get("harm", max(scores.get(c, 0.0) for c in CATEGORIES if c != "injection")))
         stopped.append(float((await judge.decide(Stage.INPUT, row.text, CONTEXT)).action.stops))
         grown = PolicyContext(CONTEXT.persona_type, AgeBand.ADULT)
         adult.append(float((await judge.decide(Stage.INPUT, row.text, grown)).action.stops))
     return _report(dataset, rows, np.array(ranked), np.array(stopped), np.array(adult), unseen) | {
-        "operating_point": operating_point(policy)
+        "scorers": [scorer.name for scorer in policy.scorers],
+        "operating_point": operating_point(policy),
     }
 
 
