@@ -520,10 +520,11 @@ class PolicySettings(_Section):
     bundle: FilePath | None = Field(
         None, description="Bundle file; unset is the one that ships.", examples=["policy/bundle.yaml"]
     )
-    scorers: tuple[Literal["ngram", "injection"], ...] = Field(
+    scorers: tuple[Literal["ngram", "injection", "cascade"], ...] = Field(
         ("ngram", "injection"),
-        description="Scorers before every released unit. Only a development profile may run without.",
-        examples=[["ngram", "injection"]],
+        description="Scorers before every released unit. `cascade` gives any harm and needs the embedding model"
+        " (`personae models pull`). Only a development profile may run without.",
+        examples=[["ngram", "injection"], ["ngram", "injection", "cascade"]],
     )
     scorer_timeout_ms: float = Field(
         1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]

@@ -21,12 +21,11 @@ from personae_runtime.engines.factory import build_engine
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import ConfigError, PersonaeError
 from personae_runtime.memory.indexer import Indexer
-from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, Memory, stop_tasks
 from personae_serve.gateway.tls import read_certificate_files
-from personae_serve.stores import Stores, keep_swept, leave_memory, open_memory, open_stores
+from personae_serve.stores import Stores, keep_swept, leave_memory, open_memory, open_policy, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -120,7 +119,7 @@ class EmbeddedHost:
         )
         stack.push_async_callback(telemetry.shutdown)
         # What can be wrong with the configuration is found before anything is started.
-        policy = Policy.load(settings.policy.bundle, settings.policy.scorers, settings.policy.scorer_timeout_ms)
+        policy = await open_policy(settings, stack)
         if settings.gateway.tls.certificate is not None:
             read_certificate_files(settings.gateway.tls)
         accepted = accepted_keys(settings)

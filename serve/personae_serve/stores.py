@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ from personae_runtime.memory.qdrant import QdrantMemoryIndex
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Fallback, Recall
 from personae_runtime.memory.store import ChangeCursor, MemoryStore
+from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
 
@@ -237,10 +239,31 @@ async def _rebuild(
 async def _open_embedder(settings: Settings, stack: AsyncExitStack) -> OnnxEmbedder | None:
     if not settings.memory.dense:
         return None
-    embedder = OnnxEmbedder(
-        model_path(EMBEDDING_MODEL, "model.onnx", settings.models_dir),
-        model_path(EMBEDDING_MODEL, "tokenizer.json", settings.models_dir),
-    )
+    embedder = make_embedder(settings.models_dir)
     stack.push_async_callback(embedder.close)
     await embedder.start()
     return embedder
+
+
+def make_embedder(models: Path) -> OnnxEmbedder:
+    """The embedding model of a models folder, to be started."""
+    return OnnxEmbedder(
+        model_path(EMBEDDING_MODEL, "model.onnx", models), model_path(EMBEDDING_MODEL, "tokenizer.json", models)
+    )
+
+
+async def open_policy(settings: Settings, stack: AsyncExitStack) -> Policy:
+    """The policy, with the embedding model where a scorer needs it. That is a session of its own: a turn's recall
+    and its gate embed at the same time.
+
+    Raises:
+        ConfigError: the bundle or a scorer can't be used.
+        MissingModel: the embedding model isn't there.
+    """
+    chosen = settings.policy
+    embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
+    policy = Policy.load(chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder)
+    if embedder is not None:
+        stack.push_async_callback(embedder.close)
+        await embedder.start()
+    return policy

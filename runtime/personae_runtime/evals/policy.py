@@ -1,6 +1,7 @@
 """How well the policy tells harm from harmless: the `personae eval policy` report.
 
-Two things are measured apart. *Ranking* (`auprc`, `auroc`) asks the scorers alone and knows no threshold.
+Two things are measured apart. *Ranking* (`auprc`, `auroc`) asks the scorers alone, of the text as one, and knows no threshold;
+`auprc_deployed` and `auroc_deployed` are of the highest score over the pieces that the input gate cuts a text into.
 The *operating point* (`f1`, `refused_safe`, `caught_unsafe`) is what the loaded bundle decides at stage
 `input`, matchers and rules included, for an assistant and a person of unknown age, whom rules treat as a teen.
 
@@ -11,7 +12,7 @@ seen them (`personae_runtime.policy.heldout`); the report counts them as `out_of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import InvalidArgument
+from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
 from personae_runtime.policy.gate import run_scorers
 from personae_runtime.policy.heldout import HeldOut
@@ -172,6 +174,20 @@ def with_interval(
     return round(figure(harmful, values), 4), [round(float(low), 4), round(float(high), 4)]
 
 
+class RememberingEmbedder:
+    """`Embedder` that asks another once for each text: an evaluation judges the same rows for several ages."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, Vector] = {}
+
+    async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> list[Vector]:
+        """See `Embedder.embed`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known.update(zip(new, await self._embedder.embed(new, bulk=bulk), strict=True))
+        return [self._known[text] for text in texts]
+
+
 # -- the evaluation -------------------------------------------------------------------------------------------------
 
 
@@ -203,23 +219,28 @@ async def evaluate(dataset: str, path: Path, policy: Policy) -> dict[str, Any]:
     """
     rows = READERS[dataset](path)
     held_out = HeldOut.load()
-    ranked, stopped, adult, unseen = [], [], [], 0
+    ranked, deployed, stopped, adult, unseen = [], [], [], [], 0
     for row in rows:
         judge = held_out.policy_for(row.text, policy)
         unseen += judge is not policy
-        scores = await run_scorers(judge.scorers, [row.text])
-        # `harm` is any harm; without a scorer that gives it, the gravest category is.
+        scores = await run_scorers(judge.scorers, [row.text], [row.text])
         ranked.append(scores.get("harm", max(scores.get(c, 0.0) for c in CATEGORIES if c != "injection")))
         stopped.append(float((await judge.decide(Stage.INPUT, row.text, CONTEXT)).action.stops))
         grown = PolicyContext(CONTEXT.persona_type, AgeBand.ADULT)
         adult.append(float((await judge.decide(Stage.INPUT, row.text, grown)).action.stops))
-    return _report(dataset, rows, np.array(ranked), np.array(stopped), np.array(adult), unseen) | {
-        "operating_point": operating_point(policy)
+    return _report(dataset, rows, np.array(ranked), np.array(deployed), np.array(stopped), np.array(adult), unseen) | {
+        "scorers": [scorer.name for scorer in policy.scorers],
+        "operating_point": operating_point(policy),
     }
 
 
+def _harm(scores: Mapping[str, float]) -> float:
+    """`harm`, any harm; without a scorer that gives it, the gravest category."""
+    return scores.get("harm", max(scores.get(c, 0.0) for c in CATEGORIES if c != "injection"))
+
+
 def _report(
-    dataset: str, rows: Sequence[Row], ranked: Numbers, stopped: Numbers, adult: Numbers, unseen: int
+    dataset: str, rows: Sequence[Row], ranked: Numbers, deployed: Numbers, stopped: Numbers, adult: Numbers, unseen: int
 ) -> dict[str, Any]:
     harmful = np.array([row.harmful for row in rows])
     safe = ~harmful
@@ -233,6 +254,8 @@ def _report(
     figures: dict[str, tuple[Callable[[Labels, Numbers], float], Numbers]] = {
         "auprc": (average_precision, ranked),
         "auroc": (auroc, ranked),
+        "auprc_deployed": (average_precision, deployed),
+        "auroc_deployed": (auroc, deployed),
         "f1": (f1, stopped),
         "refused_safe": (of_safe, stopped),
         "caught_unsafe": (of_unsafe, stopped),

@@ -27,7 +27,7 @@ from personae_runtime.policy.decision import Action, AgeBand, Decision, MatcherH
 from personae_runtime.policy.matchers import Matcher, MatcherSet, flood_matcher, parse, parse_literal
 from personae_runtime.policy.normalize import Normalizer
 from personae_runtime.policy.reasons import RULE_FAILED, SCORER_FAILED
-from personae_runtime.policy.scorers import CATEGORIES, SyncScorer
+from personae_runtime.policy.scorers import RULE_CATEGORIES, SyncScorer
 from personae_runtime.policy.units import WINDOW_CHARS, split_units
 
 DEFAULT_BUNDLE = "default_bundle.yaml"
@@ -311,7 +311,7 @@ class Plan:
         return cel.Context(
             {
                 "matches": list(matches),
-                "scores": dict.fromkeys(CATEGORIES, 0.0) | dict(scores),
+                "scores": dict.fromkeys(RULE_CATEGORIES, 0.0) | dict(scores),
                 "persona_type": context.persona_type,
                 "age_band": context.age_band.value,
                 "region": context.region_code,
@@ -419,8 +419,10 @@ class Bundle:
         if unknown:
             raise ConfigError(f"{where}: when: unknown {sorted(unknown)}; expected {sorted(_VARIABLES)}")
         for match in _SCORE_KEY.finditer(spec.when):
-            if (category := match.group(2) or match.group(3)) not in CATEGORIES:
-                raise ConfigError(f"{where}: when: no scorer gives {category!r}; expected one of {list(CATEGORIES)}")
+            if (category := match.group(2) or match.group(3)) not in RULE_CATEGORIES:
+                raise ConfigError(
+                    f"{where}: when: no scorer gives {category!r}; expected one of {list(RULE_CATEGORIES)}"
+                )
         ids = {m.group(2) for m in _IN_MATCHES.finditer(spec.when)} | set(spec.redact)
         for matcher_id in sorted(ids - self._matchers.keys()):
             raise ConfigError(f"{where}: {matcher_id!r} is not a matcher; expected one of {sorted(self._matchers)}")
@@ -518,6 +520,15 @@ def windows(text: str) -> list[str]:
             seen.append(text[max(0, at - WINDOW_CHARS) : at] + unit)
         at += len(unit)
     return seen
+
+
+PIECE_CHARS, PIECE_STEP = 1000, 800
+"""About what an embedder reads of a text (256 tokens), and how far one piece starts after the other."""
+
+
+def whole_pieces(text: str) -> list[str]:
+    """A whole text for scorers that judge it as one: itself, or overlapping pieces where it is longer."""
+    return [text[at : at + PIECE_CHARS] for at in range(0, max(1, len(text) - PIECE_CHARS + PIECE_STEP), PIECE_STEP)]
 
 
 def highest(scores: Sequence[Mapping[str, float]], categories: Sequence[str]) -> dict[str, float]:

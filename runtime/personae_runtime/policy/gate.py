@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -51,8 +51,13 @@ class Clearance:
 _NOTHING = Clearance("")
 
 
-async def run_scorers(scorers: Sequence[Scorer], texts: Sequence[str]) -> dict[str, float]:
+async def run_scorers(
+    scorers: Sequence[Scorer], texts: Sequence[str], pieces: Sequence[str] | None = None
+) -> dict[str, float]:
     """The highest score of each category over texts and scorers. Cheap scorers run here and now.
+
+    Args:
+        pieces: what scorers with a `score_whole` get by it instead of `texts`, where the whole text is there.
 
     Raises:
         ScorerFailure: any of them failed or missed its deadline.
@@ -60,16 +65,20 @@ async def run_scorers(scorers: Sequence[Scorer], texts: Sequence[str]) -> dict[s
     found: dict[str, float] = {}
     rows: list[Mapping[str, float]]
     for scorer in scorers:
+        ask: Callable[[Sequence[str]], Awaitable[list[Mapping[str, float]]]] = scorer.score
+        judged = texts
+        if pieces is not None and (whole := getattr(scorer, "score_whole", None)) is not None:
+            ask, judged = whole, pieces
         try:
             # Not isinstance: checking a protocol costs more than a cheap scorer does.
             score_now = getattr(scorer, "score_sync", None)
             if score_now is not None:
-                rows = score_now(texts)
+                rows = score_now(judged)
             else:
                 async with asyncio.timeout(scorer.deadline_s):
-                    rows = await scorer.score(texts)
-            if len(rows) != len(texts):
-                raise ValueError(f"{len(rows)} results for {len(texts)} texts")
+                    rows = await ask(judged)
+            if len(rows) != len(judged):
+                raise ValueError(f"{len(rows)} results for {len(judged)} texts")
             scores = highest(rows, scorer.categories)
         except Exception as e:  # whatever went wrong, nothing is known of the text
             raise ScorerFailure(f"scorer {scorer.name}: {type(e).__name__}") from e

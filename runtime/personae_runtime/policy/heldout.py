@@ -9,20 +9,18 @@ shipped heads. Deployment never reads this.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, Final
 
-import numpy as np
-
 from personae_runtime.errors import ConfigError
+from personae_runtime.policy.cascade import HARM_FILE, CascadeScorer, HarmHead, read_arrays
 from personae_runtime.policy.normalize import normalize
 from personae_runtime.policy.policy import Policy
-from personae_runtime.policy.scorers import NgramScorer
+from personae_runtime.policy.scorers import NgramScorer, Scorer
 
 HELD_OUT_FILE: Final = "heldout.npz"
+HARM_HELD_OUT_FILE: Final = "harm_heldout.npz"
 _SALT: Final = b"personae.heldout"
 
 
@@ -41,10 +39,12 @@ class HeldOut:
     """
 
     def __init__(self, folds: Mapping[int, int], heads: tuple[NgramScorer, ...]) -> None:
-        self._folds = folds
+        self.folds = folds
         self.heads = heads
+        # The cascade's head has folds of its own of the same rows.
+        self.harm_folds: Mapping[int, int] = {}
+        self.harm: tuple[HarmHead, ...] = ()
         self.rows_by_fold = Counter(folds.values())
-        self._policies: dict[tuple[int, int], Policy] = {}
 
     @classmethod
     def load(cls) -> HeldOut:
@@ -54,11 +54,16 @@ class HeldOut:
             ConfigError: they are missing or damaged.
         """
         try:
-            data = resources.files(__package__).joinpath(HELD_OUT_FILE).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as held:
-                return cls.unpack({name: held[name] for name in held.files})
+            held = cls.unpack(read_arrays(HELD_OUT_FILE))
+            arrays, vectors = read_arrays(HARM_HELD_OUT_FILE), read_arrays(HARM_FILE)["vectors"]
+            held.harm_folds = dict(zip(arrays.pop("hashes").tolist(), arrays.pop("folds").tolist(), strict=True))
+            if held.harm_folds.keys() != held.folds.keys():
+                raise ValueError(f"{HARM_HELD_OUT_FILE} knows other rows")
+            count = len(arrays["bias"])
+            held.harm = tuple(HarmHead.unpack({n: a[k] for n, a in arrays.items()}, vectors) for k in range(count))
         except (OSError, KeyError, ValueError) as e:
             raise ConfigError(f"the held-out heads ({HELD_OUT_FILE}) can't be read: {e}") from e
+        return held
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, Any]) -> HeldOut:
@@ -74,15 +79,19 @@ class HeldOut:
 
     def fold(self, text: str) -> int | None:
         """The fold of a row that the shipped heads were trained on; None for any other text."""
-        return self._folds.get(row_hash(text))
+        return self.folds.get(row_hash(text))
 
     def policy_for(self, text: str, policy: Policy) -> Policy:
         """`policy` with heads that were not trained on `text`: itself, where its own weren't."""
         fold = self.fold(text)
-        if fold is None or not any(isinstance(scorer, NgramScorer) for scorer in policy.scorers):
+        if fold is None:
             return policy
-        key = (id(policy), fold)
-        if key not in self._policies:
-            scorers = [self.heads[fold] if isinstance(one, NgramScorer) else one for one in policy.scorers]
-            self._policies[key] = Policy(policy.bundle, scorers)
-        return self._policies[key]
+        harm = self.harm_folds.get(row_hash(text), -1)
+        return Policy(policy.bundle, [self._unseen(one, fold, harm) for one in policy.scorers])
+
+    def _unseen(self, scorer: Scorer, fold: int, harm: int) -> Scorer:
+        if isinstance(scorer, NgramScorer):
+            return self.heads[fold]
+        if isinstance(scorer, CascadeScorer) and harm >= 0:
+            return CascadeScorer(self.harm[harm], scorer.embedder, scorer.deadline_s)
+        return scorer

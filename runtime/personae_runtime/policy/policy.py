@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from personae_runtime.policy.bundle import Bundle, Plan, find, load_bundle, windows
+from personae_runtime.memory.embedder import Embedder
+from personae_runtime.policy.bundle import Bundle, Plan, find, load_bundle, whole_pieces, windows
 from personae_runtime.policy.decision import Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import ScorerFailure, StreamGate, raw_hits, run_scorers
 from personae_runtime.policy.scorers import NgramScorer, Scorer, build_scorers
@@ -26,13 +27,22 @@ class Policy:
         self.version = bundle.version
 
     @classmethod
-    def load(cls, bundle_path: Path | None, scorers: Sequence[str], scorer_timeout_ms: float) -> Policy:
+    def load(
+        cls,
+        bundle_path: Path | None,
+        scorers: Sequence[str],
+        scorer_timeout_ms: float,
+        embedder: Embedder | None = None,
+    ) -> Policy:
         """Loads and tests a bundle (None: the one that ships) and the scorers by name.
+
+        Args:
+            embedder: for the cascade; the caller starts it before the first text and closes it.
 
         Raises:
             ConfigError: either can't be used; the message says which rule and key.
         """
-        built = build_scorers(scorers, scorer_timeout_ms)
+        built = build_scorers(scorers, scorer_timeout_ms, embedder)
         # Rules are tested with the n-gram scores whether or not it runs in this deployment.
         tester = next((s for s in built if isinstance(s, NgramScorer)), None) or NgramScorer.load()
         return cls(load_bundle(bundle_path, tester), built)
@@ -51,7 +61,7 @@ class Policy:
             if decision is not None:
                 return decision
         try:
-            scores = await run_scorers(self.scorers, windows(text)) if self.scorers else {}
+            scores = await run_scorers(self.scorers, windows(text), whole_pieces(text)) if self.scorers else {}
         except ScorerFailure:
             return plan.scorer_failed()
         if stage is Stage.OUTPUT:  # every unit was allowed, and no rule matched

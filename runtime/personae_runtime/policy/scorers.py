@@ -18,10 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import ConfigError
+from personae_runtime.memory.embedder import Embedder
 from personae_runtime.policy.normalize import normalize
 
 CATEGORIES = ("sexual", "hate", "violence", "harassment", "self_harm", "injection")
-"""What rules may ask scores for; one that no scorer gives is 0."""
+"""What the n-gram head gives."""
+
+RULE_CATEGORIES = (*CATEGORIES, "harm")
+"""What rules may ask scores for; one that no scorer gives is 0. `harm` is the cascade's: any harm."""
 
 HEAD_FILE = "ngram_head.npz"
 ORDERS = (2, 3, 4, 5)
@@ -164,22 +168,31 @@ class NgramScorer:
         return self.score_sync(texts)
 
 
-def build_scorers(names: Sequence[str], deadline_ms: float) -> tuple[Scorer, ...]:
+def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder | None = None) -> tuple[Scorer, ...]:
     """Scorers by configured name.
+
+    Args:
+        embedder: what the cascade embeds by; the caller starts and closes it.
 
     Raises:
         ConfigError: an unknown name, or one that can't load.
     """
+    # Imported here: they build on this module.
+    from personae_runtime.policy.cascade import CascadeScorer, HarmHead
+    from personae_runtime.policy.injection import InjectionScorer
+
     made: list[Scorer] = []
     for name in names:
-        if name == "injection":
-            from personae_runtime.policy.injection import InjectionScorer  # it builds on this module
-
+        if name == "ngram":
+            made.append(NgramScorer.load(deadline_ms / 1000))
+        elif name == "injection":
             made.append(InjectionScorer.load(deadline_ms / 1000))
-            continue
-        if name != "ngram":
+        elif name == "cascade":
+            if embedder is None:
+                raise ConfigError("policy.scorers: 'cascade' needs the embedding model, and none is open here")
+            made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000))
+        else:
             raise ConfigError(
-                f"policy.scorers: {name!r} is not a scorer; expected 'ngram' or 'injection', as in [\"ngram\"]"
+                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection' or 'cascade', as in [\"ngram\"]"
             )
-        made.append(NgramScorer.load(deadline_ms / 1000))
     return tuple(made)

@@ -57,12 +57,16 @@ def memory(
 def policy(
     dataset: Annotated[Literal["openai-moderation", "xstest"], typer.Option(help="Format of the file.")],
     path: Annotated[Path, typer.Option(help="The labelled texts, JSON Lines.")],
+    scorers: Annotated[
+        str, typer.Option(help="Scorers, by commas, as in `policy.scorers`; `configured` for those of the host.")
+    ] = "ngram,cascade",
+    models_dir: ModelsDir = None,
     json: Annotated[bool, typer.Option("--json", help="Only one JSON object, as the last line.")] = False,
 ) -> None:
-    """How well the configured policy tells harm from harmless, with 95 % intervals.
+    """How well the policy tells harm from harmless, with 95 % intervals.
 
-    Shares are fractions. Judges as a host with this configuration does at input, for a person of unknown age. Rows that
-    the shipped heads were trained on are judged by heads that were not. Needs no host.
+    Shares are fractions. Judges by the configured bundle as a host does at input, for a person of unknown age. Rows
+    that the shipped heads were trained on are judged by heads that were not. Needs no host.
     """
     import asyncio
     from json import dumps
@@ -70,10 +74,26 @@ def policy(
     from personae_runtime.config import load_settings
     from personae_runtime.evals import policy as evals
     from personae_runtime.policy.policy import Policy
+    from personae_serve.stores import make_embedder
 
-    settings = load_settings().policy
-    loaded = Policy.load(settings.bundle, settings.scorers, settings.scorer_timeout_ms)
-    report = asyncio.run(evals.evaluate(dataset, path, loaded))
+    settings = load_settings()
+    folder = models_dir.expanduser() if models_dir is not None else settings.models_dir
+    names = settings.policy.scorers if scorers == "configured" else tuple(filter(None, scorers.split(",")))
+
+    async def run() -> dict[str, Any]:
+        embedder = make_embedder(folder) if "cascade" in names else None
+        remembering = evals.RememberingEmbedder(embedder) if embedder is not None else None
+        # No deadline as tight as a turn's: a slow machine makes no other figures.
+        loaded = Policy.load(settings.policy.bundle, names, 60_000, remembering)
+        try:
+            if embedder is not None:
+                await embedder.start()
+            return await evals.evaluate(dataset, path, loaded)
+        finally:
+            if embedder is not None:
+                await embedder.close()
+
+    report = asyncio.run(run())
     if json:
         typer.echo(dumps(report))
     else:

@@ -29,7 +29,7 @@ from personae_serve.deployments.model import RemoteEngine
 from personae_serve.deployments.tokens import token_counter
 from personae_serve.gateway.auth import accepted_keys
 from personae_serve.gateway.gateway import Gateway, Memory
-from personae_serve.stores import open_stores
+from personae_serve.stores import open_policy, open_stores
 
 _log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class GatewayReplica:
         try:
             telemetry = setup_telemetry(settings.telemetry)
             stack.push_async_callback(telemetry.shutdown)
-            policy = Policy.load(settings.policy.bundle, settings.policy.scorers, settings.policy.scorer_timeout_ms)
+            policy = await open_policy(settings, stack)
             if guard is not None:
                 away = settings.cluster.guard_scorers
                 policy = Policy(

@@ -109,9 +109,9 @@ def scores(scorer: NgramScorer, texts: Sequence[str], *, as_deployed: bool) -> N
     return np.array(rows)
 
 
-def folds(samples: Sequence[Sample]) -> NDArray[np.int64]:
+def folds(samples: Sequence[Sample], count: int = FOLDS) -> NDArray[np.int64]:
     """A fold for each sample, equal within a group and fixed by the group's name."""
-    return np.array([int(hashlib.sha256(s.group.encode()).hexdigest(), 16) % FOLDS for s in samples])
+    return np.array([int(hashlib.sha256(s.group.encode()).hexdigest(), 16) % count for s in samples])
 
 
 def cross_validate(

@@ -1,0 +1,160 @@
+"""The cascade: a cheap head for every text, and a head on the embedder for those it can't clear.
+
+`harm` is any harm, also of kinds without a category of their own (crime, breach of privacy). Its logit is
+
+    a * (sum_i c_i exp(-gamma |x - v_i|^2) + b + CHARS * q) + d
+
+with q the logit of a hashed n-gram head and x the text's embedding beside its intent features: a support vector
+machine with a radial kernel, for a linear head on the embedding sees topic more than intent. a and d make it a
+probability (Platt's scaling). Where q is below the band, the text is not embedded and the machine's part is taken
+as `UNEMBEDDED`. Made by `python -m personae_runtime.policy.training.harm`; `harm_head.card.yaml` has the figures.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personae_runtime.errors import ConfigError
+from personae_runtime.memory.embedder import Embedder
+from personae_runtime.policy.intent import intent
+from personae_runtime.policy.scorers import NgramScorer
+
+HARM: Final = "harm"
+HARM_FILE: Final = "harm_head.npz"
+INTENT_SCALE: Final = 0.15
+"""Weight of an intent feature beside the embedding, which has unit length."""
+CHARS: Final = 0.25
+"""Weight of the n-gram logit beside the machine's decision value."""
+STREAM_BAND: Final = 0.0
+"""The n-gram logit below which a unit of a reply is not embedded: one that the cheap head finds harmless rather."""
+UNEMBEDDED: Final = -1.0
+"""The machine's value for what it was not asked: its margin on the harmless side."""
+
+
+def point(vector: NDArray[np.float32], text: str) -> NDArray[np.float32]:
+    """What the machine reads: the embedding, and the scaled intent features after it."""
+    return np.concatenate([vector, INTENT_SCALE * intent(text)])
+
+
+class HarmHead:
+    """The numbers of a trained head.
+
+    Args:
+        chars: the cheap head, of the one category `harm`.
+        vectors: float32, shape (training texts, embedding + intent features).
+        coefficients: float32, shape (training texts,); 0 where a text is no support vector.
+        offset: b above.
+        gamma: of the kernel.
+        slope, shift: a and d above.
+        band: the n-gram logit below which a text is not embedded.
+    """
+
+    def __init__(
+        self,
+        chars: NgramScorer,
+        vectors: NDArray[np.float32],
+        coefficients: NDArray[np.float32],
+        *,
+        offset: float,
+        gamma: float,
+        slope: float,
+        shift: float,
+        band: float,
+    ) -> None:
+        used = np.flatnonzero(coefficients)
+        self.chars = chars
+        self.band = band
+        self._vectors = np.ascontiguousarray(vectors[used], dtype=np.float32)
+        self._squares = np.einsum("ij,ij->i", self._vectors, self._vectors)
+        self._coefficients = coefficients[used].astype(np.float32)
+        self._offset, self._gamma, self._slope, self._shift = offset, gamma, slope, shift
+
+    @classmethod
+    def load(cls) -> HarmHead:
+        """The head that ships.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        try:
+            return cls.unpack(read_arrays(HARM_FILE))
+        except (OSError, KeyError, ValueError) as e:
+            raise ConfigError(f"the cascade's weights ({HARM_FILE}) can't be read: {e}") from e
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, Any], vectors: NDArray[Any] | None = None) -> HarmHead:
+        """From the arrays that training writes; `vectors` where they are kept elsewhere."""
+        table = np.vstack([arrays["weights"], arrays["idf2"]])
+        offset, gamma, slope, shift, band = (float(x) for x in arrays["scalars"])
+        return cls(
+            NgramScorer(table, arrays["bias"], (HARM,)),
+            np.asarray(arrays["vectors"] if vectors is None else vectors, dtype=np.float32),
+            np.asarray(arrays["coefficients"], dtype=np.float32),
+            offset=offset, gamma=gamma, slope=slope, shift=shift, band=band,
+        )  # fmt: skip
+
+    def cheap(self, text: str) -> float:
+        """The n-gram logit."""
+        chance = self.chars.score_sync([text])[0][HARM]
+        return math.log(chance / (1 - chance)) if 0 < chance < 1 else math.copysign(60, chance - 0.5)
+
+    def machine(self, x: NDArray[np.float32]) -> float:
+        """The machine's decision value at a `point`."""
+        distances = np.maximum(self._squares - 2 * (self._vectors @ x) + float(x @ x), 0)
+        return float(np.exp(-self._gamma * distances) @ self._coefficients) + self._offset
+
+    def chance(self, cheap: float, machine: float) -> float:
+        """Probability of harm."""
+        logit = self._slope * (machine + CHARS * cheap) + self._shift
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
+
+
+def read_arrays(name: str) -> dict[str, Any]:
+    """A file of arrays beside the code. Raises: OSError, ValueError."""
+    with np.load(io.BytesIO(resources.files(__package__).joinpath(name).read_bytes()), allow_pickle=False) as data:
+        return {key: data[key] for key in data.files}
+
+
+class CascadeScorer:
+    """`Scorer` of the category `harm`.
+
+    Args:
+        head: the numbers.
+        embedder: started by the host. What it raises blocks the text, as does missing the deadline.
+        deadline_s: see `Scorer`.
+    """
+
+    name = "cascade"
+    categories: tuple[str, ...] = (HARM,)
+
+    def __init__(self, head: HarmHead, embedder: Embedder, deadline_s: float = 1.0) -> None:
+        self.head = head
+        self.embedder = embedder
+        self.deadline_s = deadline_s
+
+    async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See `Scorer`. Of a unit and of the same with its window, as the stream gate gives them, only the longer one
+        is embedded, and the shorter has its score."""
+        return await self._score(texts, STREAM_BAND)
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """As `score`, for whole texts, as the head was trained on: embedded unless the cheap head clears them."""
+        return await self._score(texts, self.head.band)
+
+    async def _score(self, texts: Sequence[str], band: float) -> list[Mapping[str, float]]:
+        head = self.head
+        cheap = [head.cheap(text) for text in texts]
+        longest = [max((t for t in texts if t.endswith(text)), key=len) for text in texts]
+        asked = list(dict.fromkeys(one for one, logit in zip(longest, cheap, strict=True) if logit >= band))
+        machine = dict.fromkeys(longest, UNEMBEDDED)
+        if asked:
+            for text, vector in zip(asked, await self.embedder.embed(asked), strict=True):
+                machine[text] = head.machine(point(vector, text))
+        return [{HARM: head.chance(c, machine[one])} for c, one in zip(cheap, longest, strict=True)]
