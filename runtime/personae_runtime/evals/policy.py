@@ -1,6 +1,7 @@
 """How well the policy tells harm from harmless: the `personae eval policy` report.
 
-Two things are measured apart. *Ranking* (`auprc`, `auroc`) asks the scorers alone, of the text as one, and knows no threshold;
+Two things are measured apart. *Ranking* (`auprc`, `auroc`) asks the scorers alone, of the text as one, and knows
+no threshold;
 `auprc_deployed` and `auroc_deployed` are of the highest score over the pieces that the input gate cuts a text into.
 The *operating point* (`f1`, `refused_safe`, `caught_unsafe`) is what the loaded bundle decides at stage
 `input`, matchers and rules included, for an assistant and a person of unknown age, whom rules treat as a teen.
@@ -219,13 +220,16 @@ async def evaluate(dataset: str, path: Path, policy: Policy) -> dict[str, Any]:
     """
     rows = READERS[dataset](path)
     held_out = HeldOut.load()
-    ranked, deployed, stopped, adult, unseen = [], [], [], [], 0
+    ranked: list[float] = []
+    deployed: list[float] = []
+    stopped, adult, unseen = [], [], 0
     for row in rows:
         judge = held_out.policy_for(row.text, policy)
         unseen += judge is not policy
-        scores = await run_scorers(judge.scorers, [row.text], [row.text])
-        ranked.append(scores.get("harm", max(scores.get(c, 0.0) for c in CATEGORIES if c != "injection")))
-        stopped.append(float((await judge.decide(Stage.INPUT, row.text, CONTEXT)).action.stops))
+        ranked.append(_harm(await run_scorers(judge.scorers, [row.text], [row.text])))
+        decision = await judge.decide(Stage.INPUT, row.text, CONTEXT)
+        deployed.append(_harm(decision.scores))
+        stopped.append(float(decision.action.stops))
         grown = PolicyContext(CONTEXT.persona_type, AgeBand.ADULT)
         adult.append(float((await judge.decide(Stage.INPUT, row.text, grown)).action.stops))
     return _report(dataset, rows, np.array(ranked), np.array(deployed), np.array(stopped), np.array(adult), unseen) | {
