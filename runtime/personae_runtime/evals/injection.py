@@ -11,7 +11,6 @@ chapter 13), seeded.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -98,14 +97,14 @@ async def _judge(prompts: list[str], policy: Policy) -> tuple[list[float], list[
     return scores, flagged
 
 
-def evaluate(path: Path, policy: Policy) -> dict[str, Any]:
+async def evaluate(path: Path, policy: Policy) -> dict[str, Any]:
     """Figures of a file, as shares.
 
     Raises:
         ConfigError: the file can't be used.
     """
     rows = read(path)
-    found, flags = asyncio.run(_judge([prompt for prompt, _ in rows], policy))
+    found, flags = await _judge([prompt for prompt, _ in rows], policy)
     scores, flagged = np.array(found), np.array(flags)
     labels = np.array([label for _, label in rows])
     rng = np.random.default_rng(SEED)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import InvalidArgument
+from personae_runtime.evals.operating_point import operating_point
 from personae_runtime.memory.embedder import Embedder, Vector
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
 from personae_runtime.policy.gate import run_scorers
@@ -190,21 +191,6 @@ class RememberingEmbedder:
 
 
 # -- the evaluation -------------------------------------------------------------------------------------------------
-
-
-def operating_point(policy: Policy) -> dict[str, Any]:
-    """Which bundle decides, and the numbers its rules compare scores with, by age band, stage and category."""
-    thresholds: dict[str, Any] = {}
-    for age in (AgeBand.TEEN, AgeBand.ADULT):
-        context = PolicyContext(CONTEXT.persona_type, age)
-        thresholds[age.value] = {
-            stage.value: {
-                category: limits[0] if len(limits) == 1 else list(limits)
-                for category, limits in policy.bundle.plan(stage, context).thresholds or ()
-            }
-            for stage in Stage
-        }
-    return {"bundle_digest": policy.version.rpartition("+")[2], "thresholds": thresholds}
 
 
 async def evaluate(dataset: str, path: Path, policy: Policy) -> dict[str, Any]:

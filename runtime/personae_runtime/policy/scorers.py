@@ -193,6 +193,7 @@ def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder |
             made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000))
         else:
             raise ConfigError(
-                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection' or 'cascade', as in [\"ngram\"]"
+                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection' or 'cascade',"
+                ' as in ["ngram"]'
             )
     return tuple(made)

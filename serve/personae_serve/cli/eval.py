@@ -55,15 +55,17 @@ def memory(
 
 @app.command()
 def policy(
-    dataset: Annotated[Literal["openai-moderation", "xstest"], typer.Option(help="Format of the file.")],
+    dataset: Annotated[
+        Literal["openai-moderation", "xstest", "pii", "injection"], typer.Option(help="Format of the file.")
+    ],
     path: Annotated[Path, typer.Option(help="The labelled texts, JSON Lines.")],
     scorers: Annotated[
         str, typer.Option(help="Scorers, by commas, as in `policy.scorers`; `configured` for those of the host.")
-    ] = "ngram,cascade",
+    ] = "ngram,injection,cascade",
     models_dir: ModelsDir = None,
     json: Annotated[bool, typer.Option("--json", help="Only one JSON object, as the last line.")] = False,
 ) -> None:
-    """How well the policy tells harm from harmless, with 95 % intervals.
+    """How well the policy tells harm from harmless, finds personal data, or tells injections, with 95 % intervals.
 
     Shares are fractions. Judges by the configured bundle as a host does at input, for a person of unknown age. Rows
     that the shipped heads were trained on are judged by heads that were not. Needs no host.
@@ -72,6 +74,7 @@ def policy(
     from json import dumps
 
     from personae_runtime.config import load_settings
+    from personae_runtime.evals import injection, pii
     from personae_runtime.evals import policy as evals
     from personae_runtime.policy.policy import Policy
     from personae_serve.stores import make_embedder
@@ -88,6 +91,10 @@ def policy(
         try:
             if embedder is not None:
                 await embedder.start()
+            if dataset == "pii":
+                return pii.evaluate(path, loaded)
+            if dataset == "injection":
+                return await injection.evaluate(path, loaded)
             return await evals.evaluate(dataset, path, loaded)
         finally:
             if embedder is not None:
