@@ -23,6 +23,7 @@ from personae_runtime.policy.intent import NAMES, intent
 from personae_runtime.policy.normalize import normalize
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import NgramScorer, build_scorers
+from personae_runtime.policy.training.__main__ import read_moderation
 from personae_runtime.policy.training.harm import own_samples
 
 DATA = Path(os.environ.get("PERSONAE_EVAL_DATA", "../shared/data"))
@@ -156,3 +157,11 @@ def test_no_test_set_text_is_in_the_training_data() -> None:
             asked = words(row.get("prompt", row.get("text", "")))
             for known, text in trained.items():
                 assert len(asked & known) < 0.9 * len(asked | known) or not asked, (path.name, text)
+
+
+def test_rows_of_the_same_words_are_held_out_together(tmp_path: Path) -> None:
+    rows = ["Hello there.", "Good bye.", "Hello there."]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text, "S": 0}) + "\n" for text in rows))
+    first, other, again = (sample.group for sample in read_moderation(path))
+    assert first == again != other

@@ -49,16 +49,17 @@ MODERATION_KEYS = {
 
 
 def read_moderation(path: Path) -> list[Sample]:
-    """The labelled rows; a key that is missing is unknown, and stays so."""
+    """The labelled rows; a key that is missing is unknown, and stays so. Rows of the same words are one group: some
+    come twice, and one must not be trained on while the other is held out."""
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         labels = {}
         for category, keys in MODERATION_KEYS.items():
             known = [int(row[k]) for k in keys if k in row]
             if 1 in known or keys[0] in row:
                 labels[category] = max(known)
-        samples.append(Sample(row["prompt"], labels, f"moderation{number}"))
+        samples.append(Sample(row["prompt"], labels, f"moderation{row_hash(row['prompt'])}"))
     return samples
 
 
