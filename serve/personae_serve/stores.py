@@ -21,7 +21,7 @@ from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.memories import MemoryLedger, Retention
-from personae_runtime.ledger.vault import Vault, load_master_key
+from personae_runtime.ledger.vault import Vault, master_key_of
 from personae_runtime.memory.edge import EdgeMemoryIndex
 from personae_runtime.memory.embedder import OnnxEmbedder
 from personae_runtime.memory.factory import Part, build_index, cursor_name, index_directory, server_settings
@@ -88,11 +88,7 @@ async def through_outage(call: Callable[[], Awaitable[T]]) -> T:
 
 async def open_stores(settings: Settings, stack: AsyncExitStack) -> Stores:
     """Start or reach PostgreSQL, migrate, and check the master key; closed by `stack`."""
-    development = settings.profile == "development"
-    configured = settings.ledger.master_key
-    master = load_master_key(
-        None if configured is None else configured.get_secret_value(), settings.data_dir, development=development
-    )
+    master = master_key_of(settings)
     postgres: EmbeddedPostgres | None = None
     if settings.ledger.dsn is None:
         postgres = EmbeddedPostgres(settings.data_dir / "postgres")

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
+from personae_runtime.config import Settings
 from personae_runtime.errors import Code, ConfigError, PersonaeError, Unavailable
 from personae_runtime.ledger.database import Connection, Database
 
@@ -125,6 +126,16 @@ def load_master_key(configured: str | None, data_dir: Path, *, development: bool
     if len(key) != 32:
         raise ConfigError(f"{path} does not hold base64 of 32 bytes; restore it from a backup")
     return key
+
+
+def master_key_of(settings: Settings) -> bytes:
+    """As `load_master_key`, by the settings of a host."""
+    configured = settings.ledger.master_key
+    return load_master_key(
+        None if configured is None else configured.get_secret_value(),
+        settings.data_dir,
+        development=settings.profile == "development",
+    )
 
 
 def _write_once(path: Path, content: bytes) -> None:

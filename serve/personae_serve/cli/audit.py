@@ -152,13 +152,7 @@ def key(
 ) -> None:
     """Print the public key that this installation's checkpoints are signed with, base64."""
     from personae_runtime.config import load_settings
-    from personae_runtime.ledger.vault import audit_key, load_master_key
+    from personae_runtime.ledger.vault import audit_key, master_key_of
 
-    settings = load_settings(config)
-    configured = settings.ledger.master_key
-    master = load_master_key(
-        None if configured is None else configured.get_secret_value(),
-        settings.data_dir,
-        development=settings.profile == "development",
-    )
+    master = master_key_of(load_settings(config))
     typer.echo(base64.b64encode(audit_key(master).public_key().public_bytes_raw()).decode())

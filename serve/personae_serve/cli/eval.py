@@ -114,18 +114,14 @@ async def _measure(conversations: list[Conversation], models: Path | None) -> Re
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    from personae_runtime.engines.models import path as model_path
     from personae_runtime.evals.memory import measure
-    from personae_runtime.memory.embedder import OnnxEmbedder
-    from personae_serve.stores import EMBEDDING_MODEL
+    from personae_serve.stores import make_embedder
 
     tasks: dict[str, TaskID] = {}
     async with AsyncExitStack() as stack:
         embedder = None
         if models is not None:
-            embedder = OnnxEmbedder(
-                model_path(EMBEDDING_MODEL, "model.onnx", models), model_path(EMBEDDING_MODEL, "tokenizer.json", models)
-            )
+            embedder = make_embedder(models)
             await embedder.start()
             stack.push_async_callback(embedder.close)
         index = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="personae-eval-")))
