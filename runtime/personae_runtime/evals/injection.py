@@ -39,7 +39,8 @@ def read(path: Path) -> list[tuple[str, int]]:
     """
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only line feeds end a line: U+2028 and the like may stand in a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: {e}; expected JSON Lines of {{prompt, label: 0|1}}") from None
     for number, line in enumerate(lines, 1):

@@ -39,6 +39,12 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
         injection.read(path)
 
 
+def test_a_line_separator_within_a_prompt_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text('{"prompt": "a\u2028b", "label": 1}\n{"prompt": "c", "label": 0}\n', encoding="utf-8")
+    assert injection.read(path) == [("a\u2028b", 1), ("c", 0)]
+
+
 def test_a_file_of_one_label_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text('{"prompt": "a", "label": 1}', encoding="utf-8")

@@ -55,6 +55,12 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
         pii.read(path)
 
 
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text('{"text": "a\u2028b", "spans": []}\n', encoding="utf-8")
+    assert [row.text for row in pii.read(path)] == ["a\u2028b"]
+
+
 def test_spans_of_other_types_are_only_what_must_not_be_found(tmp_path: Path) -> None:
     rows = pii.read(_file(tmp_path / "f", ("Ana of 64677 Leeds", [("PERSON", "Ana"), ("ZIP_CODE", "64677")])))
     assert rows[0].spans == frozenset()
