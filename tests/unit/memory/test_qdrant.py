@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,7 +98,12 @@ ANEW: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "keys"), IN_PLACE, ids=str)
+def named(keys: Iterable[str]) -> str:
+    """An id that is the same in every process: that of a set as it prints depends on the hash seed."""
+    return "+".join(sorted(keys))
+
+
+@pytest.mark.parametrize(("changed", "keys"), IN_PLACE, ids=named)
 async def test_what_can_be_changed_in_place_is(qdrant_server: Server, changed: dict[str, Any], keys: set[str]) -> None:
     settings = settings_of(qdrant_server)
     async with opened(settings) as index:
@@ -110,7 +115,7 @@ async def test_what_can_be_changed_in_place_is(qdrant_server: Server, changed: d
         assert len(await search(index)) == 1
 
 
-@pytest.mark.parametrize(("changed", "keys"), ANEW, ids=str)
+@pytest.mark.parametrize(("changed", "keys"), ANEW, ids=named)
 async def test_what_takes_a_new_collection_is_told_and_nothing_changed(
     qdrant_server: Server, changed: dict[str, Any], keys: set[str]
 ) -> None:
