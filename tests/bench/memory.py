@@ -173,7 +173,7 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
     ack_ms: list[float] = []
     indexed_ms: list[float] = []
     unindexed: deque[float] = deque()
-    done = asyncio.Event()
+    written = asyncio.Event()
     lexical = 0
 
     async def read(due: float) -> None:
@@ -188,10 +188,15 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
         acknowledged = time.perf_counter()
         ack_ms.append((acknowledged - due) * 1e3)
         unindexed.append(acknowledged)
+        written.set()
 
     async def watch() -> None:
-        # One asks for all: the index takes changes up in their order, so those pending are the last ones.
-        while not (done.is_set() and not unindexed):
+        # One asks for all: the index takes changes up in their order, so those pending are the last ones. It asks
+        # only while some are, as its calls are load like any other.
+        while True:
+            if not unindexed:
+                written.clear()
+                await written.wait()
             known = len(unindexed)
             pending = await client.memories.pending_index_count(parent)
             now = time.perf_counter()
@@ -209,8 +214,9 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
 
     watching = asyncio.create_task(watch())
     await asyncio.gather(arrivals(reads_s, read), arrivals(writes_s, write))
-    done.set()
-    await watching
+    while unindexed:
+        await asyncio.sleep(POLL_S)
+    watching.cancel()
     return {
         "read_ms": percentiles(read_ms),
         "write_ack_ms": percentiles(ack_ms),

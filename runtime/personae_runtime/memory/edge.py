@@ -322,7 +322,7 @@ def differences(directory: Path) -> list[Difference]:
 
 
 def _places(found: Sequence[edge.ScoredPoint]) -> dict[UUID, Place]:
-    return places((UUID(str(point.id)), point.score) for point in found)
+    return places((point.id, point.score) for point in found)
 
 
 def _boot_id() -> str | None:

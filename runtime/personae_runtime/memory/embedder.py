@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import ConfigError, FailedPrecondition, MissingModel
+from personae_runtime.memory.fusion import UnknownGraph, fused
 from personae_runtime.memory.index import DENSE_DIM
 from personae_runtime.memory.worker import LaneWorker
 
@@ -26,6 +28,8 @@ MAX_TOKENS: Final = 256
 """Longest input, special tokens included; the rest is cut. It is the length the model's authors set."""
 
 _BULK_NICE: Final = 10
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -59,7 +63,8 @@ class OnnxEmbedder:
 
     Args:
         model_path: ONNX file; inputs input_ids, attention_mask and possibly
-            token_type_ids; output 0 of shape (batch, tokens, DENSE_DIM).
+            token_type_ids; output 0 of shape (batch, tokens, DENSE_DIM). The model
+            that `personae models pull` fetches is rebuilt of faster operators.
         tokenizer_path: `tokenizer.json` of the same model.
         threads: of one inference.
     """
@@ -144,7 +149,9 @@ class OnnxEmbedder:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         try:
-            session = onnxruntime.InferenceSession(str(self._model_path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                _graph(self._model_path), options, providers=["CPUExecutionProvider"]
+            )
             tokenizer = Tokenizer.from_file(str(self._tokenizer_path))
         except Exception as error:
             raise ConfigError(
@@ -173,3 +180,12 @@ class OnnxEmbedder:
         mean = hidden.mean(axis=0)  # nothing is padded: every token is real
         vector: Vector = mean / max(float(np.linalg.norm(mean)), 1e-12)
         return vector
+
+
+def _graph(path: Path) -> bytes | str:
+    """The fused graph of the model that it is known for, else the file as it is."""
+    try:
+        return fused(path)
+    except UnknownGraph as unknown:
+        _log.info("the embedding model is run as it was exported: %s", unknown)
+        return str(path)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from personae_runtime.errors import InvalidArgument
@@ -78,16 +78,14 @@ class MemoryPoint:
     valid_to: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A point's place in one arm: rank from 1, and the arm's own score (BM25, or cosine), higher is better."""
 
     rank: int
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class IndexHit:
+class IndexHit(NamedTuple):
     """One result: its place in each arm that found it; at least one did."""
 
     memory_id: UUID
