@@ -205,7 +205,8 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
             await asyncio.sleep(POLL_S)
 
     async def arrivals(rate: float, call: Callable[[float], Awaitable[None]]) -> None:
-        due, running = time.perf_counter(), []
+        due = time.perf_counter()
+        running: list[asyncio.Task[None]] = []
         until = due + seconds
         while (due := due + draw.expovariate(rate)) < until:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))

@@ -28,7 +28,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import qdrant_edge as edge
@@ -322,7 +322,8 @@ def differences(directory: Path) -> list[Difference]:
 
 
 def _places(found: Sequence[edge.ScoredPoint]) -> dict[UUID, Place]:
-    return places((point.id, point.score) for point in found)
+    # Every point was written with a UUID, and comes back with one.
+    return places((cast(UUID, point.id), point.score) for point in found)
 
 
 def _boot_id() -> str | None:

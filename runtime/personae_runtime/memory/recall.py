@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.embedder import Embedder, Vector
-from personae_runtime.memory.index import IndexHit, MemoryIndex, Place, PointKind, SparseVector
+from personae_runtime.memory.index import IndexHit, MemoryIndex, Place, PointKind
 from personae_runtime.memory.lexical import query_vector
 from personae_runtime.memory.rank import Candidate, Features, Query, fused, may_name, rank
 from personae_runtime.memory.store import MemoryRecord, MemoryStore
@@ -200,66 +200,43 @@ class Recall:
             # It takes longest, so it begins first.
             early = asyncio.ensure_future(self._embedder.embed([query]))
             early.add_done_callback(lambda done: done.cancelled() or done.exception())  # told where it is awaited
-        begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
-
-        async def episodes(sparse: SparseVector | None, vector: Sequence[float] | None) -> list[IndexHit]:
-            found = await self._index.search(scope, sparse, vector, limit=depth, now=now, kind=PointKind.EPISODE)
-            return [hit for hit in found if hit.memory_id not in exclude_ids] if exclude_ids else found
-
-        async def facts_near(vector: Sequence[float] | None) -> list[IndexHit]:
-            if not fact_limit:
-                return []
-            found = await self._index.search(
-                scope,
-                words,
-                vector,
-                limit=FACT_DEPTH + fact_limit,
-                now=now,
-                kind=PointKind.FACT,
-                during=(begin.timestamp(), end.timestamp()),
-            )
-            return [hit for hit in found if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
-
-        words = query_vector(query)
-        left_out: dict[UUID, LeftOutReason] = {}
-        records: dict[UUID, MemoryRecord] = {}
-        dense, near = None, None
         try:
+            hits = {
+                hit.memory_id: hit
+                for hit in await self._index.search(
+                    scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE
+                )
+                if hit.memory_id not in exclude_ids
+            }
+            left_out: dict[UUID, LeftOutReason] = {}
+            records: dict[UUID, MemoryRecord] = {}
+            dense = None
             if both_arms:
-                hits = {hit.memory_id: hit for hit in await episodes(words, None)}
                 # Words first: whom the query names is known by the speakers of what they find.
-                records = await self._store.read(_best(hits.values(), NAMES_FROM))
-                speakers = {record.speaker for record in records.values() if record.scope == scope}
-                plain = Query(query, speakers).without_names
+                records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads, left_out)
+                plain = Query(query, {record.speaker for record in records.values()}).without_names
                 dense = await self._dense(plain, dense_deadline_s, embedding, early if plain == query else None)
-            else:
-                # The index serves one search after another: neither waits for the other's way there and back.
-                found, near = await asyncio.gather(episodes(words, None), facts_near(None))
-                hits = {hit.memory_id: hit for hit in found}
         finally:
             if early is not None:
                 early.cancel()
         if dense is not None:
-            vector = dense.tolist()
-            found, near = await asyncio.gather(episodes(None, vector), facts_near(vector))
-            for hit in found:
-                known = hits.get(hit.memory_id)
-                hits[hit.memory_id] = hit if known is None else IndexHit(hit.memory_id, known.lexical, hit.dense)
-        elif near is None:
-            near = await facts_near(None)
+            for hit in await self._index.search(
+                scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE
+            ):
+                if hit.memory_id not in exclude_ids:
+                    known = hits.get(hit.memory_id)
+                    hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
         wanted = _best(hits.values(), max(CANDIDATES, 5 * limit))
         missing = [memory_id for memory_id in wanted if memory_id not in records]
-        missing += [hit.memory_id for hit in near]
-        if missing:
-            records |= await self._store.read(missing)
-        for memory_id in wanted:
-            reason = _left_out(records.get(memory_id), scope, exclude_threads)
-            if reason is not None:
-                left_out[memory_id] = reason
+        more, facts = await asyncio.gather(
+            self._read(scope, missing, exclude_threads, left_out),
+            self._facts(scope, query, dense, now, exclude_threads, fact_limit),
+        )
+        records |= more
         found = [
             Candidate(records[memory_id], hits[memory_id].lexical, hits[memory_id].dense)
             for memory_id in wanted
-            if memory_id not in left_out
+            if memory_id in records
         ]
         ranking = rank(query, found, limit=limit)
         return RecallResult(
@@ -274,8 +251,60 @@ class Recall:
                 LeftOut(memory_id, reason, hits[memory_id].lexical, hits[memory_id].dense)
                 for memory_id, reason in left_out.items()
             ),
-            facts=_facts(near, records, scope, exclude_threads, begin, end)[:fact_limit],
+            facts=facts,
         )
+
+    async def _read(
+        self,
+        scope: str,
+        memory_ids: list[UUID],
+        exclude_threads: Collection[str],
+        left_out: dict[UUID, LeftOutReason],
+    ) -> dict[UUID, MemoryRecord]:
+        found = await self._store.read(memory_ids) if memory_ids else {}
+        kept = {}
+        for memory_id in memory_ids:
+            record = found.get(memory_id)
+            if record is None:
+                left_out[memory_id] = LeftOutReason.GONE
+            elif record.scope != scope:
+                # The index is a cache: a scope it has wrong must not get past the ledger's.
+                left_out[memory_id] = LeftOutReason.OTHER_SCOPE
+            elif record.thread in exclude_threads:
+                left_out[memory_id] = LeftOutReason.EXCLUDED
+            else:
+                kept[memory_id] = record
+        return kept
+
+    async def _facts(
+        self, scope: str, query: str, dense: Vector | None, now: float, exclude_threads: Collection[str], limit: int
+    ) -> tuple[RecalledMemory, ...]:
+        """Facts that held when the query asks about, and have to do with it."""
+        if not limit:
+            return ()
+        begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
+        hits = await self._index.search(
+            scope,
+            query_vector(query),
+            None if dense is None else dense.tolist(),
+            limit=FACT_DEPTH + limit,
+            now=now,
+            kind=PointKind.FACT,
+            during=(begin.timestamp(), end.timestamp()),
+        )
+        near = [hit for hit in hits if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
+        records = await self._store.read([hit.memory_id for hit in near]) if near else {}
+        found = [
+            RecalledMemory(record, fused(hit.lexical, hit.dense), hit.lexical, hit.dense)
+            for hit in sorted(near, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
+            if (record := records.get(hit.memory_id)) is not None
+            and record.scope == scope
+            and record.thread not in exclude_threads
+            # The ledger may have closed it since it was indexed.
+            and record.fact is not None
+            and record.fact.holds(begin, end)
+        ]
+        return tuple(found[:limit])
 
     async def _dense(
         self,
@@ -305,33 +334,3 @@ def _best(hits: Iterable[IndexHit], count: int) -> list[UUID]:
     """Ids of the hits with the best fused places, best first; equal ones by id."""
     scored = sorted((-fused(hit.lexical, hit.dense), hit.memory_id) for hit in hits)
     return [memory_id for _, memory_id in scored[:count]]
-
-
-def _left_out(record: MemoryRecord | None, scope: str, exclude_threads: Collection[str]) -> LeftOutReason | None:
-    """Why what the index found is no result; None if it is one."""
-    if record is None:
-        return LeftOutReason.GONE
-    if record.scope != scope:
-        # The index is a cache: a scope it has wrong must not get past the ledger's.
-        return LeftOutReason.OTHER_SCOPE
-    return LeftOutReason.EXCLUDED if record.thread in exclude_threads else None
-
-
-def _facts(
-    near: Iterable[IndexHit],
-    records: Mapping[UUID, MemoryRecord],
-    scope: str,
-    exclude_threads: Collection[str],
-    begin: datetime,
-    end: datetime,
-) -> tuple[RecalledMemory, ...]:
-    """Facts that hold at some time from `begin` to `end`, best first."""
-    return tuple(
-        RecalledMemory(record, fused(hit.lexical, hit.dense), hit.lexical, hit.dense)
-        for hit in sorted(near, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
-        if (record := records.get(hit.memory_id)) is not None
-        and _left_out(record, scope, exclude_threads) is None
-        # The ledger may have closed it since it was indexed.
-        and record.fact is not None
-        and record.fact.holds(begin, end)
-    )
