@@ -173,7 +173,7 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
     ack_ms: list[float] = []
     indexed_ms: list[float] = []
     unindexed: deque[float] = deque()
-    written = asyncio.Event()
+    written, taken_up = asyncio.Event(), asyncio.Event()
     lexical = 0
 
     async def read(due: float) -> None:
@@ -188,6 +188,7 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
         acknowledged = time.perf_counter()
         ack_ms.append((acknowledged - due) * 1e3)
         unindexed.append(acknowledged)
+        taken_up.clear()
         written.set()
 
     async def watch() -> None:
@@ -195,6 +196,7 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
         # only while some are, as its calls are load like any other.
         while True:
             if not unindexed:
+                taken_up.set()
                 written.clear()
                 await written.wait()
             known = len(unindexed)
@@ -215,8 +217,7 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
 
     watching = asyncio.create_task(watch())
     await asyncio.gather(arrivals(reads_s, read), arrivals(writes_s, write))
-    while unindexed:
-        await asyncio.sleep(POLL_S)
+    await taken_up.wait()
     watching.cancel()
     return {
         "read_ms": percentiles(read_ms),

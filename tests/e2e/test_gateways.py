@@ -602,13 +602,13 @@ async def test_an_erasure_through_one_gateway_empties_the_memory_of_the_other(tw
     watching = there.api.attach(idle)
     await until(lambda: views(there) == 2)
     vault, runner = there.host.stores.vault, there.host.gateway.runner
-    assert vault.holds(there.scope(user))
+    assert vault.held(there.scope(user)) is not None
     assert [key for key in runner._histories if key[0] == there.scope(user)]
 
     proof = await here.api.erase(user)
 
     assert proof.remaining["caches"] == 0
-    assert not vault.holds(there.scope(user))
+    assert vault.held(there.scope(user)) is None
     assert not [key for key in runner._histories if key[0] == there.scope(user)]
     assert await cut_short(call)
     assert (await failure(rest(watching))).code is grpc.StatusCode.UNAVAILABLE

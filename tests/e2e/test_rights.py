@@ -242,7 +242,7 @@ async def test_a_persons_erasure_reaches_every_store_and_is_proved(hosted: Hoste
 
     assert await everywhere(hosted, CANARY) == []
     assert await hosted.points(user) == 0
-    assert not hosted.host.stores.vault.holds(hosted.scope(user))
+    assert hosted.host.stores.vault.held(hosted.scope(user)) is None
     assert await api.memories_of(user) == []
     for session in sessions:
         gone = await failure(api.sessions.GetSession(session_service_pb2.GetSessionRequest(name=session)))

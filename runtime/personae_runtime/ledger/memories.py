@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -53,6 +55,9 @@ _COLUMNS = (
     " detail, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
     " quarantine_reason, version, updated_at"
 )
+
+MOST_OPENED: Final = 20_000
+"""Memories that a process keeps open; about 1 KB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,37 @@ _OLD_FACTS = _due(
 _CLOSED_FACTS = _due("valid_to", "kind = 'fact' AND NOT pinned AND valid_to IS NOT NULL", are_facts=True)
 
 
+class _Opened:
+    """Memories whose words lie open, as long as their scope's key is held: what is read in each turn of a session is
+    then asked of the ledger by version only. Those of the scope that was read longest ago go first.
+
+    Args:
+        most: memories.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._records: dict[UUID, MemoryRecord] = {}
+        self._scopes: OrderedDict[str, set[UUID]] = OrderedDict()
+
+    def get(self, memory_id: UUID) -> MemoryRecord | None:
+        record = self._records.get(memory_id)
+        if record is not None:
+            self._scopes.move_to_end(record.scope)
+        return record
+
+    def keep(self, record: MemoryRecord) -> None:
+        self._records[record.memory_id] = record
+        self._scopes.setdefault(record.scope, set()).add(record.memory_id)
+        self._scopes.move_to_end(record.scope)
+        while len(self._records) > self._most:
+            self.drop(next(iter(self._scopes)))
+
+    def drop(self, scope: str) -> None:
+        for memory_id in self._scopes.pop(scope, ()):
+            del self._records[memory_id]
+
+
 class MemoryLedger(ChangeFeed):
     """Implements `personae_runtime.memory.store.MemoryStore`, and the writes."""
 
@@ -121,6 +157,8 @@ class MemoryLedger(ChangeFeed):
         self._vault = vault
         self.facts = FactLedger(vault, cap=max_facts)
         self._swept: dict[Retention, dict[_Due, tuple[datetime, UUID]]] = {}
+        self._opened = _Opened(MOST_OPENED)
+        vault.on_drop(self._opened.drop)
 
     async def create(
         self, record: MemoryRecord, tenant: str, mutation: Mutation, statements: Sequence[Statement] = ()
@@ -392,6 +430,7 @@ class MemoryLedger(ChangeFeed):
         rows = await connection.fetch(
             f"{TOMBSTONE} WHERE memory_id = ANY($1) AND forgotten_at IS NULL RETURNING 1", list(memory_ids)
         )
+        self._opened.drop(scope)
         return len(rows) + dropped
 
     async def drop_support(self, connection: Connection, scope: str, gone: Collection[UUID]) -> int:
@@ -497,11 +536,44 @@ class MemoryLedger(ChangeFeed):
     # -- MemoryStore ---------------------------------------------------------
 
     async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
+        known = {memory_id: found for memory_id in memory_ids if (found := self._opened.get(memory_id)) is not None}
+        opened, sealed = await asyncio.gather(
+            self._unchanged(known), self._open([memory_id for memory_id in memory_ids if memory_id not in known])
+        )
+        changed = [memory_id for memory_id, record in opened.items() if record is None]
+        read = opened | sealed | (await self._open(changed) if changed else {})
+        return {memory_id: record for memory_id, record in read.items() if record is not None}
+
+    async def _unchanged(self, known: Mapping[UUID, MemoryRecord]) -> dict[UUID, MemoryRecord | None]:
+        """Those of the memories that may still be recalled; None for one that is another by now."""
+        if not known:
+            return {}
+        rows = await self._database.fetch(
+            f"SELECT memory_id, version FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(known)
+        )
+        return {
+            row["memory_id"]: record if (record := known[row["memory_id"]]).version == row["version"] else None
+            for row in rows
+        }
+
+    async def _open(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
+        """Those of the memories that may be recalled, and from now on are kept open."""
+        if not memory_ids:
+            return {}
         rows = await self._database.fetch(
             f"SELECT {_COLUMNS} FROM memories WHERE memory_id = ANY($1) AND {LIVE}", list(memory_ids)
         )
-        records = [await self.record(row) for row in rows]
-        return {record.memory_id: record for record in records if record is not None}
+        found = {}
+        for row in rows:
+            with suppress(ScopeErased):
+                cipher = await self._vault.cipher_by_key(row["scope"])
+                record = await self.record(row, cipher)
+                assert record is not None
+                found[record.memory_id] = record
+                # A key that was dropped since takes what it opened with it.
+                if self._vault.held(record.scope) is cipher:
+                    self._opened.keep(record)
+        return found
 
     async def neighbours(
         self, memory_ids: Sequence[UUID]

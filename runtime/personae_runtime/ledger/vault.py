@@ -17,7 +17,7 @@ import secrets
 import stat
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -194,6 +194,7 @@ class Vault:
         self._database = database
         self._cache: OrderedDict[str, ScopeCipher] = OrderedDict()
         self._drops = 0
+        self._told: list[Callable[[str], None]] = []
 
     async def verify(self) -> None:
         """Check that this is the key the ledger was made with.
@@ -277,7 +278,7 @@ class Vault:
             return cipher
         self._cache[key] = cipher
         if len(self._cache) > _CACHED_SCOPES:
-            self._cache.popitem(last=False)
+            self._let_go(next(iter(self._cache)))
         return cipher
 
     async def renew(self, key: str) -> ScopeCipher:
@@ -320,11 +321,20 @@ class Vault:
         """Keep these scopes' keys and markers in memory no longer."""
         self._drops += 1
         for key in scopes:
-            self._cache.pop(key, None)
+            self._let_go(key)
 
-    def holds(self, scope: str) -> bool:
-        """Whether the scope's key is in this process's memory."""
-        return scope in self._cache
+    def on_drop(self, told: Callable[[str], None]) -> None:
+        """Have `told` called with each scope whose key is no longer held: nothing that it opened may be kept."""
+        self._told.append(told)
+
+    def held(self, scope: str) -> ScopeCipher | None:
+        """The scope's cipher if its key is in this process's memory."""
+        return self._cache.get(scope)
+
+    def _let_go(self, scope: str) -> None:
+        self._cache.pop(scope, None)
+        for told in self._told:
+            told(scope)
 
     def sign(self, message: bytes) -> bytes:
         """Ed25519 signature (RFC 8032), 64 bytes."""

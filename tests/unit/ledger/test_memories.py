@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -200,3 +202,57 @@ async def test_many_changes_are_estimated(new_owner: NewOwner, monkeypatch: pyte
     assert await owner.memories.total_changes() == 5
     await owner.database.execute("ANALYZE memories")
     assert await owner.memories.total_changes() == 8
+
+
+# -- what is kept open --------------------------------------------------------
+
+
+async def lie_open(*ids: uuid.UUID) -> int:
+    """How many of these memories this process holds in the clear."""
+    await asyncio.sleep(0)  # the loop lets go of what was awaited last
+    gc.collect()
+    return sum(isinstance(one, MemoryRecord) and one.memory_id in ids for one in gc.get_objects())
+
+
+async def test_what_was_read_before_is_read_as_another_process_left_it(new_owner: NewOwner) -> None:
+    here, there = await new_owner("here"), await new_owner("there")
+    scope = await a_scope(here)
+    kept, changed, kept_back = [
+        (await store(here, memory(scope, text, DAY))).memory_id for text in ("I row.", "I swim.", "I dive.")
+    ]
+    ids = [kept, changed, kept_back]
+    for _ in range(2):
+        assert {one.text for one in (await here.memories.read(ids)).values()} == {"I row.", "I swim.", "I dive."}
+    await there.memories.update(scope, changed, {"text": "I sail."}, version="", tenant="acme", mutation=ONCE)
+    await there.memories.quarantine(kept_back, "test")
+    found = await here.memories.read(ids)
+    assert {one.memory_id: one.text for one in found.values()} == {kept: "I row.", changed: "I sail."}
+    assert await there.memories.forget(scope, kept)
+    assert set(await here.memories.read(ids)) == {changed}
+
+
+async def test_nothing_that_was_forgotten_or_whose_key_is_dropped_lies_open(new_owner: NewOwner) -> None:
+    owner = await new_owner()
+    scope, other = await a_scope(owner), await a_scope(owner)
+    forgotten, kept, elsewhere = [
+        (await store(owner, memory(where, "I row.", DAY))).memory_id for where in (scope, scope, other)
+    ]
+    ids = [forgotten, kept, elsewhere]
+    assert len(await owner.memories.read(ids)) == 3
+    assert await lie_open(*ids) == 3
+    await owner.memories.forget(scope, forgotten)
+    assert not await lie_open(forgotten)
+    assert len(await owner.memories.read(ids)) == 2
+    owner.vault.drop((scope, other))
+    assert not await lie_open(*ids)
+
+
+async def test_no_more_is_kept_open_than_may_be(new_owner: NewOwner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "MOST_OPENED", 3)
+    owner = await new_owner()
+    ids = []
+    for _ in range(4):
+        scope = await a_scope(owner)
+        ids += [(await store(owner, memory(scope, "I row.", DAY))).memory_id for _ in range(2)]
+        assert len(await owner.memories.read(ids)) == len(ids)
+    assert 0 < await lie_open(*ids) <= 3
