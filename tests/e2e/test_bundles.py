@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
+import sys
 import uuid
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,11 +18,12 @@ import grpc
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from personae.v1 import audit_service_pb2, corpus_service_pb2, event_pb2, policy_service_pb2
 from personae.v1 import bundle_pb2 as pb
 from personae_runtime.policy.rollout import share
-from tests.e2e.conftest import KEY, start_hosted
+from tests.e2e.conftest import KEY, make_database, start_hosted
 from tests.e2e.support import (
     Api,
     Hosted,
@@ -27,7 +32,6 @@ from tests.e2e.support import (
     failure,
     read_until,
     rest,
-    run_cli,
     text_of,
     until,
 )
@@ -65,8 +69,6 @@ rules:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def two(shared_host: Hosted, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Hosted, Hosted]]:
     """Two hosts on one ledger, which take what SIGNER signed."""
-    from tests.e2e.conftest import make_database
-
     trusted = base64.b64encode(SIGNER.public_key().public_bytes_raw()).decode()
     dsn = await make_database(shared_host)
     keys = tuple(api_key(f"{KEY}-{tenant}", id=f"key-{tenant}", tenant=tenant) for tenant in TENANTS)
@@ -163,7 +165,8 @@ async def test_a_bundle_is_watched_rolled_out_and_rolled_back_on_every_host(tena
     api, other = tenant.apis
     own = (await tenant.classify(UNICYCLE)).bundle_version
     made = await tenant.publish(bundle("unicycle"))
-    assert made.key_id and made.version.startswith("1.0.0+sha256:")
+    assert made.key_id
+    assert made.version.startswith("1.0.0+sha256:")
     assert (await tenant.classify(UNICYCLE)).bundle_version == own, "publishing alone changes nothing"
     session = await api.session(await api.persona(tenant=tenant.id))
 
@@ -300,8 +303,9 @@ async def test_a_rollout_that_makes_no_sense_is_refused_and_a_stale_etag_too(ten
     await tenant.set(newer.name, FULL)
     assert [(await tenant.back()).stable for _ in range(2)] == [made.name, ""]
     assert (await failure(tenant.back())).reason == "NOTHING_TO_ROLL_BACK"
-    reader = tenant.hosts[0].caller("nobody")
-    assert (await failure(reader.policy.GetRollout(pb.GetRolloutRequest(name=f"{tenant.name}/rollout")))).code
+    nobody = tenant.hosts[0].caller("nobody")
+    found = await failure(nobody.policy.GetRollout(pb.GetRolloutRequest(name=f"{tenant.name}/rollout")))
+    assert found.reason == "CREDENTIALS_INVALID"
 
 
 async def test_rules_at_content_and_signal_are_reached_and_scopes_limit_them(tenant: Tenant) -> None:
@@ -409,35 +413,65 @@ async def test_recorded_traffic_is_judged_again_by_words_and_by_signals(tenant: 
     assert found.reason == "BUNDLE_INVALID"
 
 
-async def test_the_command_signs_publishes_rolls_out_shows_and_rolls_back(tenant: Tenant, tmp_path: Path) -> None:
-    from personae_runtime.policy.signing import key_id
+_COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from personae_serve.cli import build_app
 
-    hosted = Hosted(tenant.hosts[0].host, tenant.hosts[0].engine, tenant.api, tenant.hosts[0].port, tenant.key)
+app, said = build_app(), []
+for words in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(app, ["policy", *words])
+    said.append([result.exit_code, result.output])
+print(json.dumps(said))
+"""
+
+
+async def test_the_command_signs_publishes_compares_rolls_out_and_back(tenant: Tenant, tmp_path: Path) -> None:
     file, key = tmp_path / "own.yaml", tmp_path / "key.pem"
     file.write_bytes(bundle("unicycle"))
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
     key.write_bytes(SIGNER.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-    async def run(*words: str) -> str:
-        code, output = await run_cli(hosted, "policy", *words, "--tenant", tenant.id)
-        assert code == 0, output
-        return output
-
-    from personae_serve.cli.policy import sign_file
-
-    sign_file(file, key)
-    output = await run("publish", str(file))
-    assert key_id(SIGNER.public_key().public_bytes_raw()) in output
-    name = output.split()[0]
-    assert "shadow" in await run("rollout", name, "--shadow")
+    traffic = tmp_path / "traffic.jsonl"
+    traffic.write_text(json.dumps({"stage": "input", "text": UNICYCLE}) + "\n")
+    name = (await tenant.publish(bundle("unicycle"))).name
+    await tenant.set(name, SHADOW)
     await tenant.api.say(await tenant.api.session(await tenant.api.persona(tenant=tenant.id)), UNICYCLE)
     await tenant.shadows(name)
-    output = await run("status")
-    assert name in output and "1 decisions, 1 of them differ" in output
-    assert json.loads(await run("replay", str(file), "--json"))["changed"] == "1"
-    assert "no_wheels" in await run("diff", "in-force", str(file), "--traffic", "recorded")
-    await run("rollout", name, "--full")
-    assert (await tenant.classify(UNICYCLE)).action == BLOCK
-    await run("rollback")
+    server = ["--tenant", tenant.id, "--target", f"127.0.0.1:{tenant.hosts[0].port}", "--api-key", tenant.key]
+    commands = [
+        ["sign", str(file), "--key", str(key)],
+        ["test", str(file)],
+        ["lint", str(file), "--json"],
+        ["diff", "shipped", str(file), "--traffic", str(traffic), "--json"],
+        ["publish", str(file), *server],
+        ["status", *server],
+        ["shadow", name, *server],
+        ["replay", str(file), "--json", *server],
+        ["rollout", name.rsplit("/", 1)[1], "--full", *server],
+        ["rollout", name, "--full", "--shadow", *server],
+        ["rollback", *server],
+        ["rollback", *server],
+    ]
+    # One process for all of them: most of a command's time is imports.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _COMMANDS, json.dumps(commands), stdout=PIPE, stderr=PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "160"},
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    results = json.loads(output)
+    assert [code for code, _ in results] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1], results
+    shown = [text for _, text in results]
+    assert (tmp_path / "own.yaml.sig").is_file()
+    assert "0 failed" in shown[1]
+    assert {one["code"] for one in json.loads(shown[2])["findings"]} == {"NO_LEGAL_BASIS"}
+    for diff in (shown[3], shown[7]):
+        assert [one["new_rule_id"] for one in json.loads(diff)["changes"]] == ["no_wheels"]
+    assert shown[4].startswith(f"{name}  1.0.0+sha256:")
+    assert "signed by" in shown[4]
+    assert f"candidate {name}" in shown[5]
+    assert "in shadow 1 decisions, 1 of them differ" in shown[5]
+    assert "input  allow, would be block (NO_WHEELS)  no_wheels" in shown[6]
+    assert f"stable    {name}" in shown[8]
+    assert "stable    own" in shown[10]
+    assert "as it did before anything was rolled out" in shown[11]
     assert (await tenant.classify(UNICYCLE)).action == ALLOW

@@ -10,10 +10,12 @@ what it had if one fails.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
@@ -49,6 +51,9 @@ _log = structlog.get_logger(__name__)
 SHADOW, PERCENTAGE, FULL = "SHADOW", "PERCENTAGE", "FULL"
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('personae rollouts', 0))"
 _POLL_S: Final = 5.0
+_FORGET_EVERY_S: Final = 3600.0
+SHADOW_DAYS: Final = 30
+"""How long it is kept what candidates would have decided."""
 _LOADED: Final = 32
 _MESSAGE_CHARS: Final = 1000
 
@@ -401,6 +406,12 @@ class BundleLedger:
             for row in rows
         ]
 
+    async def forget_shadows(self) -> None:
+        """Delete what is older than SHADOW_DAYS."""
+        await self._database.execute(
+            "DELETE FROM shadow_decisions WHERE created_at < now() - $1::interval", timedelta(days=SHADOW_DAYS)
+        )
+
     async def shadow_counts(self, tenant: str, bundle: str) -> tuple[int, int]:
         """How many decisions a candidate would have taken, and how many of them otherwise."""
         row = await self._database.fetchrow(
@@ -539,6 +550,9 @@ class BundleKeeper:
     async def run(self, stopping: asyncio.Event) -> None:
         """Follow the ledger until `stopping` is set."""
         ended = asyncio.create_task(stopping.wait())
+        forgotten = -math.inf
+        # Between the first look and this one something may have come.
+        self._wake.set()
         try:
             while not stopping.is_set():
                 woken = asyncio.create_task(self._wake.wait())
@@ -548,6 +562,9 @@ class BundleKeeper:
                 self._wake.clear()
                 try:
                     await self.refresh()
+                    if time.monotonic() - forgotten > _FORGET_EVERY_S:
+                        await self._ledger.forget_shadows()
+                        forgotten = time.monotonic()
                 except LedgerUnavailable:
                     self._wake.set()
                     await asyncio.wait((ended,), timeout=1.0)

@@ -738,12 +738,18 @@ def open_bundle(data: bytes, name: str, scorer: SyncScorer) -> Bundle:
         name: for messages.
     """
     bundle = parse_bundle(data, name, scorer, base=shipped_bundle())
-    for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input}):
-        raise ConfigError(
-            f"policy bundle {name}: no rule of category {category!r} stops or answers input everywhere; "
-            "it can't be switched off: add `extends: default`"
-        )
+    for problem in missing_protocols(bundle):
+        raise ConfigError(f"policy bundle {name}: {problem}")
     return bundle
+
+
+def missing_protocols(bundle: Bundle) -> list[str]:
+    """What a bundle lacks that it must have."""
+    return [
+        f"no rule of category {category!r} stops or answers input everywhere; "
+        "it can't be switched off: add `extends: default`"
+        for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input})
+    ]
 
 
 def parse_bundle(data: bytes, name: str, scorer: SyncScorer | None, *, base: bytes | None = None) -> Bundle:
