@@ -32,6 +32,7 @@ FILES: Final = tuple(
         "event",
         "memory_service",
         "policy_service",
+        "bundle",
         "review_service",
         "audit_service",
     )

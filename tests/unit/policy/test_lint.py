@@ -140,7 +140,10 @@ def test_matchers_that_nobody_asks_about_or_that_hold_much_back_are_warnings() -
     [
         (b"rules: [", "not YAML"),
         (
-            BASE.replace("literals: [unicycle]", "patterns: ['x+']").replace("literal,", "regex,", 1).encode(),
+            (BASE + rule())
+            .replace("literals: [unicycle]", "patterns: ['x+']")
+            .replace("literal,", "regex,", 1)
+            .encode(),
             "no bound",
         ),
         ((BASE + rule(when='"nosuch" in matches')).encode(), "'nosuch' is not a matcher"),
