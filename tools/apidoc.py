@@ -32,6 +32,7 @@ FILES: Final = tuple(
         "event",
         "memory_service",
         "policy_service",
+        "bundle",
         "review_service",
         "audit_service",
     )
@@ -224,15 +225,16 @@ def _rules(message: d.DescriptorProto, field: d.FieldDescriptorProto) -> Iterato
 
 
 def _value_rules(kind: str, rules: Any) -> Iterator[str]:
-    known = {"min_len", "max_len", "pattern", "uuid", "gte", "lte", "defined_only", "not_in"}
+    known = {"min_len", "max_len", "pattern", "uuid", "gte", "lte", "defined_only", "not_in", "const"}
     given = {field.name for field, _ in rules.ListFields()}
     if given - known:
         # A rule that this page can't say must not be left out of it.
         raise NotImplementedError(f"no words for {kind} rules {sorted(given - known)}")
     if "max_len" in given:
-        yield (
-            f"{rules.min_len} to {rules.max_len} characters" if rules.min_len else f"at most {rules.max_len} characters"
-        )
+        unit = "bytes" if kind == "bytes" else "characters"
+        yield f"{rules.min_len} to {rules.max_len} {unit}" if rules.min_len else f"at most {rules.max_len} {unit}"
+    if "const" in given:
+        yield f"`{str(rules.const).lower()}`"
     if "pattern" in given:
         yield f"matches `{rules.pattern}`".replace("|", "\\|")
     if "uuid" in given:

@@ -518,7 +518,20 @@ class PolicySettings(_Section):
     """The policy gate."""
 
     bundle: FilePath | None = Field(
-        None, description="Bundle file; unset is the one that ships.", examples=["policy/bundle.yaml"]
+        None,
+        description="Bundle file, with its signature beside it (`.sig`); unset is the one that ships.",
+        examples=["policy/bundle.yaml"],
+    )
+    trusted_keys: tuple[str, ...] = Field(
+        (),
+        description="Public keys, base64 of 32 bytes, of those who may sign bundles (`personae policy keygen`).",
+        examples=[["I0PfOS/cD1RL0WTXm+8Twb1E38jPQ5FD99vVmKbp6Xc="]],
+    )
+    allow_unsigned: bool | None = Field(
+        None,
+        description="Load bundles without a signature. Unset: in a development profile that listens on loopback only."
+        " Production refuses it.",
+        examples=[False],
     )
     scorers: tuple[Literal["ngram", "injection", "cascade"], ...] = Field(
         ("ngram", "injection"),
@@ -536,6 +549,18 @@ class PolicySettings(_Section):
         " the out-of-court bodies that apply.",
         examples=["Write to appeals@example.com and name the decision. You can also go to court."],
     )
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _are_public_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            try:
+                decoded = base64.b64decode(key, validate=True)
+            except binascii.Error:
+                decoded = b""
+            if len(decoded) != 32:
+                raise ValueError("base64 of 32 bytes each, as `personae policy keygen` prints")
+        return keys
 
 
 class ReviewSettings(_Section):
@@ -907,6 +932,13 @@ class Settings(BaseSettings):
         """The models of a cluster, the default first: `cluster.models`, or `[engine]` alone."""
         return self.cluster.models or (ModelDeploymentSettings(**self.engine.model_dump()),)
 
+    @property
+    def unsigned_bundles(self) -> bool:
+        """Whether policy bundles may come without a signature."""
+        if self.policy.allow_unsigned is not None:
+            return self.policy.allow_unsigned
+        return self.profile == "development" and is_loopback(self.gateway.host)
+
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
         wrong = {**_incomplete(self.gateway.tls, self.auth.jwt), **self._unsafe_in_production(), **self._exposed()}
@@ -928,6 +960,8 @@ class Settings(BaseSettings):
             wrong["engine.kind"] = "an engine with a model: `synthetic` is for load tests in development"
         if any(model.kind == "synthetic" for model in self.cluster.models):
             wrong["cluster.models"] = "engines with a model: `synthetic` is for load tests in development"
+        if self.policy.allow_unsigned:
+            wrong["policy.allow_unsigned"] = "false or unset in production: only development loads unsigned bundles"
         if not self.policy.scorers:
             wrong["policy.scorers"] = "at least one scorer: only development may run without"
         return wrong

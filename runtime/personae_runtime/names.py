@@ -23,6 +23,8 @@ _PATTERNS = {
     "document": re.compile(_PERSONA + r"/documents/(?P<document>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "operation": re.compile(_TENANT + r"/operations/(?P<operation>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "decision": re.compile(_TENANT + r"/decisions/(?P<decision>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "rollout": re.compile(_TENANT + r"/rollout"),
+    "bundle": re.compile(_TENANT + r"/bundles/(?P<bundle>[0-9a-f]{32})"),
     "appeal": re.compile(_TENANT + r"/appeals/(?P<appeal>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "review": re.compile(_TENANT + r"/reviews/(?P<review>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "profile": re.compile(_USER + r"/profile"),
@@ -38,6 +40,8 @@ _EXAMPLES = {
     "document": "tenants/acme/personas/nadia/documents/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "operation": "tenants/acme/operations/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "decision": "tenants/acme/decisions/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "rollout": "tenants/acme/rollout",
+    "bundle": "tenants/acme/bundles/6f2a7cc19d7e0f5f6d2f9b11018f2c1e",
     "appeal": "tenants/acme/appeals/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "review": "tenants/acme/reviews/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "profile": "tenants/acme/personas/nadia/users/u-17/profile",
@@ -61,6 +65,7 @@ class Name:
     decision: str = ""
     appeal: str = ""
     review: str = ""
+    bundle: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -103,4 +108,5 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         decision=groups.get("decision") or "",
         appeal=groups.get("appeal") or "",
         review=groups.get("review") or "",
+        bundle=groups.get("bundle") or "",
     )

@@ -31,6 +31,7 @@ from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Fallback, Recall
 from personae_runtime.memory.store import ChangeCursor, MemoryStore
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.signing import Trust
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
 
@@ -258,7 +259,7 @@ async def open_policy(settings: Settings, stack: AsyncExitStack) -> Policy:
     """
     chosen = settings.policy
     embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
-    policy = Policy.load(chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder)
+    policy = Policy.load(chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder, Trust.of(settings))
     if embedder is not None:
         stack.push_async_callback(embedder.close)
         await embedder.start()

@@ -84,19 +84,24 @@ def api(hosted: Hosted) -> Api:
     return hosted.api
 
 
+async def make_database(shared_host: Hosted) -> str:
+    """The DSN of an empty database in the shared host's PostgreSQL."""
+    shared = shared_host.host.stores.database.dsn
+    name = f"test_{uuid.uuid4().hex}"
+    connection = await asyncpg.connect(shared)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    return make_url(shared).set(database=name).render_as_string(hide_password=False)
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def new_dsn(shared_host: Hosted) -> AsyncIterator[Callable[[], Awaitable[str]]]:
     """Makes empty databases in the shared host's PostgreSQL."""
-    shared = shared_host.host.stores.database.dsn
 
     async def make() -> str:
-        name = f"test_{uuid.uuid4().hex}"
-        connection = await asyncpg.connect(shared)
-        try:
-            await connection.execute(f"CREATE DATABASE {name}")
-        finally:
-            await connection.close()
-        return make_url(shared).set(database=name).render_as_string(hide_password=False)
+        return await make_database(shared_host)
 
     yield make
 

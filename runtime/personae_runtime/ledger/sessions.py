@@ -351,7 +351,7 @@ class SessionLedger:
                 "SELECT t.*, s.scope, s.session, s.tenant, s.persona, s.user_id, s.revision, s.age_band,"
                 " s.region_code, EXISTS ("
                 "  SELECT 1 FROM decisions d WHERE d.session_pk = t.session_pk AND d.turn_no = t.turn_no"
-                "  AND d.stage = 'input' AND d.action IN ('block', 'escalate')) AS refused"
+                "  AND d.stage IN ('input', 'signal') AND d.action IN ('block', 'escalate')) AS refused"
                 " FROM turns t JOIN sessions s USING (session_pk)"
                 " WHERE session_pk = $1 AND turn_no = $2 AND t.state = 'RUNNING' FOR UPDATE OF s, t",
                 session_pk,
@@ -397,7 +397,14 @@ class SessionLedger:
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
             text = cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode()
-            context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])
+            context = PolicyContext(
+                facts["type"],
+                AgeBand(row["age_band"]),
+                row["region_code"],
+                tenant=row["tenant"],
+                persona=row["persona"],
+                revision=row["revision"],
+            )
             if self._may_store(text, context):
                 memory = turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"])
                 await self._memories.insert(connection, memory, statements=self._draw(memory, context))

@@ -11,8 +11,8 @@ import hashlib
 import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,24 @@ from typing import Annotated, Any, Literal
 
 import cel
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from personae_runtime.errors import ConfigError
+from personae_runtime import names
+from personae_runtime.errors import ConfigError, InvalidArgument
 from personae_runtime.policy.decision import Action, AgeBand, Decision, MatcherHit, PolicyContext, RuleHit, Stage
 from personae_runtime.policy.matchers import Matcher, MatcherSet, flood_matcher, parse, parse_literal
 from personae_runtime.policy.normalize import Normalizer
 from personae_runtime.policy.reasons import RULE_FAILED, SCORER_FAILED
 from personae_runtime.policy.scorers import RULE_CATEGORIES, SyncScorer
+from personae_runtime.policy.signing import Trust, read_signature
 from personae_runtime.policy.units import WINDOW_CHARS, split_units
 
 DEFAULT_BUNDLE = "default_bundle.yaml"
@@ -35,10 +45,17 @@ PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
 REQUIRED = frozenset({"self_harm", "identity"})
 """Categories whose protocol at input no operator and no owner can switch off."""
 
-_VARIABLES = frozenset({"matches", "scores", "persona_type", "age_band", "region", "chars"})
+SIGNALS: Mapping[str, str] = MappingProxyType(
+    {"turns_per_minute": "turns of the person in the last minute, this one too"}
+)
+"""What rules at stage `signal` may ask about, and what each number is."""
+
+_OF_TEXT = frozenset({"matches", "scores", "chars"})
+_VARIABLES = frozenset({*_OF_TEXT, "signals", "persona_type", "age_band", "region"})
 _RANK = {Action.ALLOW: 0, Action.TRANSFORM: 1, Action.BLOCK: 2, Action.ESCALATE: 3}
 _IN_MATCHES = re.compile(r"""(["'])([^"']*)\1\s+in\s+matches\b""")
 _SCORE_KEY = re.compile(r"""\bscores\s*(?:\[\s*(["'])([^"']*)\1\s*\]|\.\s*(\w+))""")
+_SIGNAL_KEY = re.compile(r"""\bsignals\s*(?:\[\s*(["'])([^"']*)\1\s*\]|\.\s*(\w+))""")
 _SCORE_COMPARED = re.compile(
     r"""(?:^|(?<=[(&|!?:\s]))scores\s*(?:\[\s*["'](\w+)["']\s*\]|\.\s*(\w+))\s*(?:>=|<=|==|!=|>|<)\s*"""
     r"""([0-9]+\.[0-9]+)\s*(?=$|[)&|?:])"""
@@ -49,6 +66,17 @@ Id = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Region = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 PersonaTypeName = Literal["assistant", "companion", "curator", "brand_advocate", "clone"]
+TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+PersonaName = Annotated[str, AfterValidator(lambda name: _resource("persona", name))]
+RevisionName = Annotated[str, AfterValidator(lambda name: _resource("revision", name))]
+
+
+def _resource(kind: str, name: str) -> str:
+    try:
+        names.parse(kind, name)
+    except InvalidArgument as error:
+        raise ValueError(error.message.removeprefix("name is ")) from None
+    return name
 
 
 class _Spec(BaseModel):
@@ -87,25 +115,82 @@ class MatcherSpec(_Spec):
 
 
 class ScopeSpec(_Spec):
-    """Where a rule applies; an empty list is everywhere."""
+    """Where a rule applies; an empty list is everywhere. Personas and revisions by their full names."""
 
+    tenants: tuple[TenantName, ...] = ()
+    personas: tuple[PersonaName, ...] = ()
+    revisions: tuple[RevisionName, ...] = ()
     persona_types: tuple[PersonaTypeName, ...] = ()
     regions: tuple[Region, ...] = ()
     age_bands: tuple[Literal["teen", "adult"], ...] = ()
 
+    def covers(self, context: PolicyContext) -> bool:
+        """Whether it applies; the age band must be resolved."""
+        return (
+            (not self.persona_types or context.persona_type in self.persona_types)
+            and (not self.regions or context.region_code in self.regions)
+            and (not self.age_bands or context.age_band.value in self.age_bands)
+            and (not self.tenants or context.tenant in self.tenants)
+            and (not self.personas or context.persona_name in self.personas)
+            and (not self.revisions or context.revision_name in self.revisions)
+        )
+
+    def within(self, other: ScopeSpec) -> bool:
+        """Whether the other applies wherever this does, as far as their lists tell."""
+        return all(
+            not theirs or (mine and set(mine) <= set(theirs))
+            for mine, theirs in ((getattr(self, key), getattr(other, key)) for key in type(self).model_fields)
+        )
+
 
 class TestSpec(_Spec):
-    """A text and whether the rule's condition holds for it. What is not given is the first of the rule's scope
-    (or the strictest), and `scores` are the n-gram scorer's."""
+    """A text, or at stage signal `signals`, and whether the rule's condition holds for it. What is not given is the
+    first of the rule's scope (or the strictest), and `scores` are the n-gram scorer's.
+
+    `of` names the tenant, persona or revision that it is about, in full.
+    """
 
     __test__ = False  # not a pytest class
 
-    text: str
     match: bool
+    text: str | None = None
+    signals: Mapping[str, float] | None = None
+    of: str | None = None
     scores: Mapping[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     persona_type: PersonaTypeName | None = None
     age_band: Literal["unknown", "teen", "adult"] | None = None
     region: Region | None = None
+
+    @model_validator(mode="after")
+    def _text_or_signals(self) -> TestSpec:
+        if (self.text is None) == (self.signals is None):
+            raise ValueError("either `text` or, at stage signal, `signals`")
+        return self
+
+    def context(self, scope: ScopeSpec) -> PolicyContext:
+        """Whom it is about.
+
+        Raises:
+            ConfigError: `of` is no name.
+        """
+        of = self.of
+        if of is None:
+            of = next(iter((*scope.revisions, *scope.personas, *(f"tenants/{t}" for t in scope.tenants))), None)
+        place = names.Name("")
+        if of is not None:
+            kind = "revision" if "/revisions/" in of else "persona" if "/personas/" in of else "tenant"
+            try:
+                place = names.parse(kind, of, field="of")
+            except InvalidArgument as error:
+                raise ConfigError(error.message) from None
+        return PolicyContext(
+            persona_type=self.persona_type or (scope.persona_types or PERSONA_TYPES)[0],
+            age_band=AgeBand(self.age_band or (scope.age_bands or ("unknown",))[0]),
+            region_code=self.region or (scope.regions or ("",))[0],
+            tenant=place.tenant,
+            persona=place.persona,
+            revision=place.revision,
+        )
 
 
 class NoticeSpec(_Spec):
@@ -144,6 +229,14 @@ class RuleSpec(_Spec):
                 raise ValueError("action: transform needs `redact` (matcher ids) and `template` (what stands there)")
         elif self.redact:
             raise ValueError("redact: only with action transform")
+        if Stage.SIGNAL in self.stages and len(self.stages) > 1:
+            raise ValueError("stages: signal stands alone, as there is no text to judge")
+        for number, test in enumerate(self.tests, 1):
+            if (test.text is None) != (Stage.SIGNAL in self.stages):
+                wanted = "`signals`" if test.signals is None else "`text`"
+                raise ValueError(f"tests[{number}]: at stage {self.stages[0].value} a test has {wanted}")
+            if unknown := (test.signals or {}).keys() - SIGNALS.keys():
+                raise ValueError(f"tests[{number}]: no signal {sorted(unknown)}; expected some of {sorted(SIGNALS)}")
         return self
 
 
@@ -182,13 +275,7 @@ class Rule:
 
     def applies(self, stage: Stage, context: PolicyContext) -> bool:
         """Whether stage and scope fit; the age band must be resolved."""
-        scope = self.spec.scope
-        return (
-            stage in self.spec.stages
-            and (not scope.persona_types or context.persona_type in scope.persona_types)
-            and (not scope.regions or context.region_code in scope.regions)
-            and (not scope.age_bands or context.age_band.value in scope.age_bands)
-        )
+        return stage in self.spec.stages and self.spec.scope.covers(context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +317,7 @@ class Plan:
         matchers: those that the rules ask about.
         thresholds: the numbers that each category is compared with, ascending;
             None if scores are used in any other way.
+        uses_chars: a rule asks how long the text is.
         silent: text of any length without a match and without scores is plainly allowed.
     """
 
@@ -242,10 +330,10 @@ class Plan:
         self.context = context
         self.rules = tuple(rules)
         self.matchers = bundle.matcher_set(frozenset().union(*(r.matcher_ids for r in rules)))
-        self._uses_chars = any("chars" in r.program.variables() for r in rules)
+        self.uses_chars = any("chars" in r.program.variables() for r in rules)
         self.thresholds = _thresholds(r.spec.when for r in rules)
         self._memo: dict[Hashable, Verdict] = {}
-        self.silent = not self._uses_chars and self.evaluate((), {}, 0).plain
+        self.silent = not self.uses_chars and self.evaluate((), {}, 0).plain
 
     def evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
         """The combined verdict; a rule that can't be evaluated blocks.
@@ -255,7 +343,7 @@ class Plan:
             scores: by category, empty without scorers; absent ones count as 0.
             chars: characters judged.
         """
-        if not scores and not self._uses_chars:
+        if not scores and not self.uses_chars:
             key: Hashable = matches
         else:
             sides: Hashable = ()
@@ -267,7 +355,7 @@ class Plan:
                         (bisect_left(t, s := scores.get(c, 0.0)), bisect_right(t, s)) for c, t in self.thresholds
                     )
                 )
-            key = (matches, sides, chars if self._uses_chars else 0)
+            key = (matches, sides, chars if self.uses_chars else 0)
         verdict = self._memo.get(key)
         if verdict is None:
             verdict = self._evaluate(matches, scores, chars)
@@ -276,7 +364,17 @@ class Plan:
             self._memo[key] = verdict
         return verdict
 
-    def decision(self, verdict: Verdict, matches: tuple[MatcherHit, ...], scores: Mapping[str, float]) -> Decision:
+    def evaluate_signals(self, signals: Mapping[str, float]) -> Verdict:
+        """The combined verdict at stage SIGNAL; what is not given counts as 0."""
+        return self._evaluate((), {}, 0, signals) if self.rules else _PLAIN
+
+    def decision(
+        self,
+        verdict: Verdict,
+        matches: tuple[MatcherHit, ...],
+        scores: Mapping[str, float],
+        signals: Mapping[str, float] = MappingProxyType({}),
+    ) -> Decision:
         """The record of a verdict."""
         return Decision(
             action=verdict.action,
@@ -290,6 +388,7 @@ class Plan:
             template=verdict.template,
             notice_code=verdict.notice_code,
             notice_text=verdict.notice_text,
+            signals=MappingProxyType(dict(signals)),
         )
 
     def scorer_failed(self) -> Decision:
@@ -298,34 +397,34 @@ class Plan:
             Verdict(Action.BLOCK, (), "policy", SCORER_FAILED, self.bundle.templates["refusal"]), (), {}
         )
 
-    def holds(self, rule: Rule, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> bool:
+    def holds(
+        self,
+        rule: Rule,
+        matches: tuple[str, ...],
+        scores: Mapping[str, float],
+        chars: int,
+        signals: Mapping[str, float] = MappingProxyType({}),
+    ) -> bool:
         """Whether one rule's condition is true.
 
         Raises:
             ValueError: it can't be evaluated, or is not a boolean.
         """
-        return _holds(rule, self._variables(matches, scores, chars))
+        return _holds(rule, variables(self.context, matches, scores, chars, signals))
 
-    def _variables(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Any:
-        context = self.context
-        return cel.Context(
-            {
-                "matches": list(matches),
-                "scores": dict.fromkeys(RULE_CATEGORIES, 0.0) | dict(scores),
-                "persona_type": context.persona_type,
-                "age_band": context.age_band.value,
-                "region": context.region_code,
-                "chars": chars,
-            }
-        )
-
-    def _evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
-        variables = self._variables(matches, scores, chars)
+    def _evaluate(
+        self,
+        matches: tuple[str, ...],
+        scores: Mapping[str, float],
+        chars: int,
+        signals: Mapping[str, float] = MappingProxyType({}),
+    ) -> Verdict:
+        given = variables(self.context, matches, scores, chars, signals)
         hit: list[tuple[Action, Rule]] = []
         failed: list[Rule] = []
         for rule in self.rules:
             try:
-                if _holds(rule, variables):
+                if _holds(rule, given):
                     hit.append((rule.spec.action, rule))
             except ValueError:
                 failed.append(rule)
@@ -360,9 +459,30 @@ class Plan:
         )
 
 
-def _holds(rule: Rule, variables: Any) -> bool:
+def variables(
+    context: PolicyContext,
+    matches: Sequence[str],
+    scores: Mapping[str, float],
+    chars: int,
+    signals: Mapping[str, float] = MappingProxyType({}),
+) -> Any:
+    """What conditions see; scores and signals that are not given are 0."""
+    return cel.Context(
+        {
+            "matches": list(matches),
+            "scores": dict.fromkeys(RULE_CATEGORIES, 0.0) | dict(scores),
+            "signals": dict.fromkeys(SIGNALS, 0.0) | dict(signals),
+            "persona_type": context.persona_type,
+            "age_band": context.age_band.value,
+            "region": context.region_code,
+            "chars": chars,
+        }
+    )
+
+
+def _holds(rule: Rule, given: Any) -> bool:
     try:
-        result = rule.program.execute(variables)
+        result = rule.program.execute(given)
     except Exception as e:  # the CEL binding raises builtin errors of several kinds
         raise ValueError(str(e)) from e
     if not isinstance(result, bool):
@@ -393,6 +513,7 @@ class Bundle:
 
     def __init__(self, spec: BundleSpec, digest: str) -> None:
         self.version = f"{spec.version}+sha256:{digest[:12]}"
+        self.spec = spec
         self.templates: Mapping[str, str] = MappingProxyType(dict(spec.templates))
         self._notices = spec.notices
         self._matchers = {m.id: m for m in (*(s.build() for s in spec.matchers), flood_matcher())}
@@ -404,6 +525,13 @@ class Bundle:
             if key not in self.templates:
                 raise ConfigError(f"templates: {key!r} is missing")
         self.rules = tuple(self._compile(rule) for rule in spec.rules)
+        # Only what a rule is scoped by tells two contexts apart.
+        scopes = [rule.scope for rule in spec.rules]
+        self._places = (
+            frozenset(tenant for scope in scopes for tenant in scope.tenants),
+            frozenset(persona for scope in scopes for persona in scope.personas),
+            frozenset(revision for scope in scopes for revision in scope.revisions),
+        )
 
     def _compile(self, spec: RuleSpec) -> Rule:
         where = f"rule {spec.id!r}"
@@ -415,9 +543,14 @@ class Bundle:
             program = cel.compile(spec.when)
         except ValueError as e:
             raise ConfigError(f"{where}: when: {e}") from None
-        unknown = set(program.variables()) - _VARIABLES - set(_COMPREHENSION.findall(spec.when))
-        if unknown:
+        asked = set(program.variables()) - set(_COMPREHENSION.findall(spec.when))
+        if unknown := asked - _VARIABLES:
             raise ConfigError(f"{where}: when: unknown {sorted(unknown)}; expected {sorted(_VARIABLES)}")
+        if elsewhere := asked & (_OF_TEXT if Stage.SIGNAL in spec.stages else {"signals"}):
+            raise ConfigError(f"{where}: when: {sorted(elsewhere)} is not known at stage {spec.stages[0].value}")
+        for match in _SIGNAL_KEY.finditer(spec.when):
+            if (signal := match.group(2) or match.group(3)) not in SIGNALS:
+                raise ConfigError(f"{where}: when: nothing gives signal {signal!r}; expected one of {sorted(SIGNALS)}")
         for match in _SCORE_KEY.finditer(spec.when):
             if (category := match.group(2) or match.group(3)) not in RULE_CATEGORIES:
                 raise ConfigError(
@@ -452,10 +585,12 @@ class Bundle:
     def plan(self, stage: Stage, context: PolicyContext) -> Plan:
         """The rules that apply. Unknown age becomes teen here, before any rule sees it."""
         age = AgeBand.TEEN if context.age_band is AgeBand.UNKNOWN else context.age_band
-        key = (stage, context.persona_type, age, context.region_code)
+        named = (context.tenant, context.persona_name, context.revision_name)
+        place = tuple(name if name in known else "" for name, known in zip(named, self._places, strict=True))
+        key = (stage, context.persona_type, age, context.region_code, place)
         plan = self._plans.get(key)
         if plan is None:
-            resolved = PolicyContext(context.persona_type, age, context.region_code)
+            resolved = replace(context, age_band=age)
             plan = Plan(self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved)])
             self._plans[key] = plan
             if len(self._plans) > self.MAX_PLANS:
@@ -468,36 +603,42 @@ class Bundle:
         Raises:
             ConfigError: one fails; says which rule, test and stage.
         """
+        for failure in self.failures(scorer):
+            raise ConfigError(failure)
+
+    def failures(self, scorer: SyncScorer) -> Iterator[str]:
+        """Runs every rule's tests at each of its stages; what was wrong with those that fail."""
         for rule in self.rules:
             for number, test in enumerate(rule.spec.tests, 1):
                 for stage in rule.spec.stages:
-                    self._test(rule, number, test, stage, scorer)
+                    if problem := self._problem(rule, test, stage, scorer):
+                        yield f"rule {rule.spec.id!r}: tests[{number}] at stage {stage.value}: {problem}"
 
-    def _test(self, rule: Rule, number: int, test: TestSpec, stage: Stage, scorer: SyncScorer) -> None:
-        scope = rule.spec.scope
-        context = PolicyContext(
-            persona_type=test.persona_type or (scope.persona_types or PERSONA_TYPES)[0],
-            age_band=AgeBand(test.age_band or (scope.age_bands or ("unknown",))[0]),
-            region_code=test.region or (scope.regions or ("",))[0],
-        )
-        plan = self.plan(stage, context)
-        where = f"rule {rule.spec.id!r}: tests[{number}] at stage {stage.value}"
+    def _problem(self, rule: Rule, test: TestSpec, stage: Stage, scorer: SyncScorer) -> str:
+        """How a test fails; "" if it passes."""
+        try:
+            plan = self.plan(stage, test.context(rule.spec.scope))
+        except ConfigError as e:
+            return e.message
         if rule in plan.rules:
-            scores = test.scores
-            if scores is None:
-                scores = highest(scorer.score_sync(windows(test.text)), scorer.categories)
-            matches = tuple(sorted({s.matcher_id for s in find(plan.matchers, test.text)[1]}))
+            matches, scores, text = (), test.scores or {}, test.text or ""
+            if test.text is not None:
+                if test.scores is None:
+                    scores = highest(scorer.score_sync(windows(text)), scorer.categories)
+                matches = tuple(sorted({s.matcher_id for s in find(plan.matchers, text)[1]}))
             try:
-                got = plan.holds(rule, matches, scores, len(test.text))
+                got = plan.holds(rule, matches, scores, len(text), test.signals or {})
             except ValueError as e:
-                raise ConfigError(f"{where}: when: {e}") from None
+                return f"when: {e}"
             detail = f"matches {list(matches)}"
             if "scores" in rule.program.variables():
                 detail += ", scores " + ", ".join(f"{c}={s:.3f}" for c, s in scores.items())
         else:
             got, detail = False, "out of the rule's scope"
-        if got is not test.match:
-            raise ConfigError(f"{where}: {test.text!r} gave {got}, expected {test.match} ({detail})")
+        if got is test.match:
+            return ""
+        judged = repr(test.text) if test.text is not None else f"signals {dict(test.signals or {})}"
+        return f"{judged} gave {got}, expected {test.match} ({detail})"
 
 
 def find(matchers: MatcherSet, text: str) -> tuple[Normalizer, list[Any]]:
@@ -564,36 +705,58 @@ def _read(data: bytes, name: str) -> dict[str, Any]:
     return raw
 
 
-def load_bundle(path: Path | None, scorer: SyncScorer) -> Bundle:
+def shipped_bundle() -> bytes:
+    """The content of the bundle that ships."""
+    return resources.files(__package__).joinpath(DEFAULT_BUNDLE).read_bytes()
+
+
+def load_bundle(path: Path | None, scorer: SyncScorer, trust: Trust = Trust()) -> Bundle:  # noqa: B008 - immutable
     """Reads, checks and tests a bundle.
 
     Args:
-        path: of the file; None is the one that ships.
+        path: of the file, with its signature beside it; None is the one that ships.
         scorer: gives the scores of the rules' tests.
+        trust: who may have signed it.
 
     Raises:
         ConfigError: names the file, the rule and the key, or the test that failed.
     """
-    shipped = resources.files(__package__).joinpath(DEFAULT_BUNDLE).read_bytes()
-    name = str(path) if path is not None else DEFAULT_BUNDLE
+    if path is None:
+        return open_bundle(shipped_bundle(), DEFAULT_BUNDLE, scorer)
     try:
-        data = path.read_bytes() if path is not None else shipped
+        data = path.read_bytes()
     except OSError as e:
-        raise ConfigError(f"policy.bundle: can't read {name}: {e.strerror}; expected a YAML file") from None
-    bundle = parse_bundle(data, name, scorer, base=shipped)
-    for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input}):
-        raise ConfigError(
-            f"policy bundle {name}: no rule of category {category!r} stops or answers input everywhere; "
-            "it can't be switched off: add `extends: default`"
-        )
-    return bundle
+        raise ConfigError(f"policy.bundle: can't read {path}: {e.strerror}; expected a YAML file") from None
+    trust.check(data, read_signature(path), str(path))
+    return open_bundle(data, str(path), scorer)
 
 
-def parse_bundle(data: bytes, name: str, scorer: SyncScorer, *, base: bytes | None = None) -> Bundle:
-    """As `load_bundle`, from the content.
+def open_bundle(data: bytes, name: str, scorer: SyncScorer) -> Bundle:
+    """As `load_bundle`, from content that is known to be trusted, or is not going to be acted upon.
 
     Args:
         name: for messages.
+    """
+    bundle = parse_bundle(data, name, scorer, base=shipped_bundle())
+    for problem in missing_protocols(bundle):
+        raise ConfigError(f"policy bundle {name}: {problem}")
+    return bundle
+
+
+def missing_protocols(bundle: Bundle) -> list[str]:
+    """What a bundle lacks that it must have."""
+    return [
+        f"no rule of category {category!r} stops or answers input everywhere; "
+        "it can't be switched off: add `extends: default`"
+        for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input})
+    ]
+
+
+def parse_bundle(data: bytes, name: str, scorer: SyncScorer | None, *, base: bytes | None = None) -> Bundle:
+    """As `open_bundle`, with another base than the bundle that ships, and whatever protocols it leaves out.
+
+    Args:
+        scorer: None runs no tests, for those who want to know of all that fail.
         base: content of the bundle that `extends: default` stands for.
     """
     raw = _read(data, name)
@@ -603,7 +766,8 @@ def parse_bundle(data: bytes, name: str, scorer: SyncScorer, *, base: bytes | No
         raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
     try:
         bundle = Bundle(BundleSpec.model_validate(raw), hashed.hexdigest())
-        bundle.test(scorer)
+        if scorer is not None:
+            bundle.test(scorer)
     except ValidationError as e:
         raise ConfigError(f"policy bundle {name}: {_explain(e, raw)}") from None
     except ConfigError as e:

@@ -12,11 +12,15 @@ from uuid import UUID
 
 
 class Stage(StrEnum):
-    """Where in the turn a decision is taken."""
+    """Where a decision is taken: of a turn, or of what comes in beside one."""
 
     INPUT = "input"
     MEMORY = "memory"
     OUTPUT = "output"
+    CONTENT = "content"
+    """Text that is submitted to be judged or stored outside of a turn: Classify, documents."""
+    SIGNAL = "signal"
+    """How somebody behaves, such as turns a minute: numbers, no text."""
 
 
 class Action(StrEnum):
@@ -49,11 +53,26 @@ class PolicyContext:
         persona_type: "assistant", "companion", "curator", "brand_advocate" or "clone".
         age_band: see AgeBand.
         region_code: CLDR code, such as "PT"; empty if unknown.
+        tenant, persona, revision: whose rules and which persona's words; empty and 0 if unknown, where no rule
+            applies that is scoped by them.
     """
 
     persona_type: str = "assistant"
     age_band: AgeBand = AgeBand.UNKNOWN
     region_code: str = ""
+    tenant: str = ""
+    persona: str = ""
+    revision: int = 0
+
+    @property
+    def persona_name(self) -> str:
+        """As rules' scopes name it; "" if it isn't known."""
+        return f"tenants/{self.tenant}/personas/{self.persona}" if self.tenant and self.persona else ""
+
+    @property
+    def revision_name(self) -> str:
+        """As rules' scopes name it; "" if it isn't known."""
+        return f"{self.persona_name}/revisions/{self.revision}" if self.persona_name and self.revision else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,7 @@ class Decision:
         template: what is said instead of (block) or in place of (transform) the text.
         notice_code, notice_text: something to tell the person out of character,
             such as a crisis line; empty if nothing.
+        signals: what the rules of stage SIGNAL were asked about, by name.
     """
 
     action: Action
@@ -105,6 +125,7 @@ class Decision:
     template: str = ""
     notice_code: str = ""
     notice_text: str = ""
+    signals: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def legal_basis(self) -> str:
@@ -132,6 +153,7 @@ class Decision:
             "template": self.template,
             "notice_code": self.notice_code,
             "notice_text": self.notice_text,
+            **({"signals": dict(self.signals)} if self.signals else {}),
         }
 
     @classmethod
@@ -176,6 +198,7 @@ class Decision:
             template=detail.get("template", ""),
             notice_code=detail.get("notice_code", ""),
             notice_text=detail.get("notice_text", ""),
+            signals=MappingProxyType(detail.get("signals", {})),
         )
 
 

@@ -26,6 +26,8 @@ from personae_runtime.policy.scorers import Scorer
 from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, last_unit_end, unit_end
 
 _NO_SCORES: Mapping[str, float] = MappingProxyType({})
+Seen = dict[tuple[str, ...], Mapping[str, float]]
+"""Scores by the texts they are of, of one reply, so that a second gate need not ask again."""
 _ENDS = frozenset(".!?…\n。！？")
 _CLOSERS = "\"'”’»)]}*_」』）"
 
@@ -98,11 +100,12 @@ class StreamGate:
 
     __slots__ = (
         "_at", "_decisions", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_plan", "_raw",
-        "_raw_start", "_released", "_scan", "_scorers", "_scores", "_skip", "_stopped", "_unit", "_unit_end",
+        "_raw_start", "_released", "_scan", "_scorers", "_scores", "_seen", "_skip", "_stopped", "_unit", "_unit_end",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, scorers: Sequence[Scorer] = ()) -> None:
+    def __init__(self, plan: Plan, scorers: Sequence[Scorer] = (), seen: Seen | None = None) -> None:
         self._plan = plan
+        self._seen = seen
         self._scorers = tuple(scorers)
         self._normal = Normalizer()
         self._incoming: list[str] = []
@@ -273,7 +276,12 @@ class StreamGate:
         texts = [text[self._unit : unit_stop]]
         if self._unit:
             texts.append(text[max(0, self._unit - WINDOW_CHARS) : unit_stop])
-        return await run_scorers(self._scorers, texts)
+        if self._seen is None:
+            return await run_scorers(self._scorers, texts)
+        key = tuple(texts)
+        if key not in self._seen:
+            self._seen[key] = await run_scorers(self._scorers, texts)
+        return self._seen[key]
 
     def _release(self, upto: int) -> None:
         start = self._released if self._released > self._skip else self._skip

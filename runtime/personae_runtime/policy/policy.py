@@ -8,8 +8,9 @@ from pathlib import Path
 from personae_runtime.memory.embedder import Embedder
 from personae_runtime.policy.bundle import Bundle, Plan, find, load_bundle, whole_pieces, windows
 from personae_runtime.policy.decision import Decision, PolicyContext, Stage
-from personae_runtime.policy.gate import ScorerFailure, StreamGate, raw_hits, run_scorers
+from personae_runtime.policy.gate import ScorerFailure, Seen, StreamGate, raw_hits, run_scorers
 from personae_runtime.policy.scorers import NgramScorer, Scorer, build_scorers
+from personae_runtime.policy.signing import Trust
 
 
 class Policy:
@@ -33,19 +34,19 @@ class Policy:
         scorers: Sequence[str],
         scorer_timeout_ms: float,
         embedder: Embedder | None = None,
+        trust: Trust = Trust(),  # noqa: B008 - immutable
     ) -> Policy:
         """Loads and tests a bundle (None: the one that ships) and the scorers by name.
 
         Args:
+            trust: who may have signed the bundle.
             embedder: for the cascade; the caller starts it before the first text and closes it.
 
         Raises:
             ConfigError: either can't be used; the message says which rule and key.
         """
         built = build_scorers(scorers, scorer_timeout_ms, embedder)
-        # Rules are tested with the n-gram scores whether or not it runs in this deployment.
-        tester = next((s for s in built if isinstance(s, NgramScorer)), None) or NgramScorer.load()
-        return cls(load_bundle(bundle_path, tester), built)
+        return cls(load_bundle(bundle_path, tester_of(built), trust), built)
 
     async def decide(self, stage: Stage, text: str, context: PolicyContext) -> Decision:
         """Judges a whole text: matchers, scorers and rules.
@@ -69,6 +70,19 @@ class Policy:
             return plan.decision(plan.allowed, raw_hits(normal, spans), scores)
         return _judge(plan, text, scores)
 
+    def judge(self, stage: Stage, text: str, context: PolicyContext, scores: Mapping[str, float]) -> Decision:
+        """Judges a whole text by matchers and rules, with scores that are known; not for OUTPUT."""
+        return _judge(self.bundle.plan(stage, context), text, scores)
+
+    def judge_signals(self, signals: Mapping[str, float], context: PolicyContext) -> Decision:
+        """Judges how somebody behaves.
+
+        Args:
+            signals: by name, one of `bundle.SIGNALS`; what is not given counts as 0.
+        """
+        plan = self.bundle.plan(Stage.SIGNAL, context)
+        return plan.decision(plan.evaluate_signals(signals), (), {}, signals)
+
     def check_memory(self, text: str, context: PolicyContext, *, scored: Mapping[str, float] | None = None) -> Decision:
         """Judges a recalled memory by matchers and rules only, without awaiting.
 
@@ -76,17 +90,26 @@ class Policy:
             scored: the scores it got when it was written, if they are known;
                 absent ones count as 0. `decide(Stage.MEMORY, …)` gives them.
         """
-        return _judge(self.bundle.plan(Stage.MEMORY, context), text, scored or {})
+        return self.judge(Stage.MEMORY, text, context, scored or {})
 
-    def open_stream(self, context: PolicyContext) -> StreamGate:
-        """A gate for one reply."""
-        return StreamGate(self.bundle.plan(Stage.OUTPUT, context), self.scorers)
+    def open_stream(self, context: PolicyContext, seen: Seen | None = None) -> StreamGate:
+        """A gate for one reply.
+
+        Args:
+            seen: scores of the same reply that are known; gets those that this gate finds.
+        """
+        return StreamGate(self.bundle.plan(Stage.OUTPUT, context), self.scorers, seen)
 
     def disclosure(self, context: PolicyContext, persona_name: str) -> str:
         """What tells the person that they talk to an AI: template `disclosure_<persona type>`, else `disclosure`."""
         templates = self.bundle.templates
         text = templates.get(f"disclosure_{context.persona_type}", templates["disclosure"])
         return text.replace("{persona}", persona_name)
+
+
+def tester_of(scorers: Sequence[Scorer]) -> NgramScorer:
+    """What rules are tested with: the n-gram scores, whether or not it runs in this deployment."""
+    return next((s for s in scorers if isinstance(s, NgramScorer)), None) or NgramScorer.load()
 
 
 def _judge(plan: Plan, text: str, scores: Mapping[str, float]) -> Decision:

@@ -24,6 +24,8 @@ _SPOKEN: Final = {
     Stage.INPUT: "a message to the persona",
     Stage.MEMORY: "a recalled memory",
     Stage.OUTPUT: "the persona's reply",
+    Stage.CONTENT: "a submitted text",
+    Stage.SIGNAL: "how the person used the service, not what they said,",
 }
 _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ALLOW): "None: the message went to the persona; the rules that matched were recorded.",
@@ -31,6 +33,12 @@ _RESTRICTIONS: Final = {
     (Stage.OUTPUT, Action.ALLOW): "None: the reply was delivered; the rules that matched were recorded.",
     (Stage.INPUT, Action.BLOCK): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.MEMORY, Action.BLOCK): "The memory was not used, and is not recalled any more.",
+    (Stage.CONTENT, Action.ALLOW): "None: the text was accepted; the rules that matched were recorded.",
+    (Stage.CONTENT, Action.BLOCK): "The text was not accepted.",
+    (Stage.CONTENT, Action.ESCALATE): "The text was not accepted.",
+    (Stage.SIGNAL, Action.ALLOW): "None: the message went to the persona; the rules that matched were recorded.",
+    (Stage.SIGNAL, Action.BLOCK): "The message did not go to the persona; a fixed answer was given in its place.",
+    (Stage.SIGNAL, Action.ESCALATE): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.OUTPUT, Action.BLOCK): "The rest of the reply was not delivered; a fixed text was said in its place.",
     (Stage.INPUT, Action.ESCALATE): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.MEMORY, Action.ESCALATE): "The memory was not used, and is not recalled any more.",
@@ -125,6 +133,8 @@ def _facts(record: DecisionRecord) -> str:
             f"The score for {one.category} was {one.score:.3f}; rule {one.rule_id} asks for"
             f" {one.operator} {one.threshold:g}"
         )
+    for signal, value in sorted(decision.signals.items()):
+        parts.append(f"The signal {signal} was {value:g}")
     # Of records that were made before they held the context, it is not known what was known.
     if context.age_band is AgeBand.UNKNOWN and context.persona_type:
         parts.append("The person's age was not known, so the rules for teens applied")
@@ -133,6 +143,8 @@ def _facts(record: DecisionRecord) -> str:
 
 
 def _automated_means(decision: Decision) -> str:
+    if decision.stage is Stage.SIGNAL:
+        return "Use of the service was counted, and the decision was taken, by automated means; no person took part."
     means = ["patterns"] if decision.matches else []
     if decision.scores:
         means.append("classifiers that estimate how likely a text is of a category, and can be wrong")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -54,8 +54,10 @@ from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.personas.types import persona_type
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
+from personae_runtime.policy.gate import StreamGate
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.reasons import SCORER_FAILED
+from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -85,6 +87,7 @@ _CACHED_PERSONAS = 1_000
 _CACHED_HISTORIES = 2_000
 _FRESH_TIMEOUT_S = 5.0
 _FINISH_RETRY_S = 30.0
+_SHADOW_S = 2.0
 _ELSEWHERE_PERIOD_S = 0.5
 # Turns up to which text is never held back, and at which it is held longest:
 # one process keeps 250 streams of 20 deltas/s on time, and 500 at 100 ms.
@@ -152,6 +155,9 @@ class LiveTurn:
     stoppable: bool = False
     history_from: int = 0
     policy: PolicyContext = field(default_factory=PolicyContext)
+    # What judges this turn to its end, and what only watches.
+    rules: Policy = field(kw_only=True)
+    shadow: Shadow | None = None
 
     @property
     def request_id(self) -> str:
@@ -175,6 +181,7 @@ class TurnRunner:
     Args:
         draw: the facts that the person's words state; none unless given.
         profiles: None puts no card before the model.
+        record_shadow: what a candidate bundle would have decided in a turn goes there.
     """
 
     def __init__(
@@ -182,7 +189,7 @@ class TurnRunner:
         settings: Settings,
         *,
         engines: Engines,
-        policy: Policy,
+        policy: Policies,
         recall: Recalls | None,
         corpus: Corpus | None,
         indexer: Indexing | None,
@@ -194,12 +201,15 @@ class TurnRunner:
         telemetry: Telemetry,
         draw: Draw = lambda record, context: (),
         profiles: ProfileLedger | None = None,
+        record_shadow: Callable[[Shadow, list[ShadowDecision]], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._profiles = profiles
         self._draw = draw
         self._engines = engines
         self._policy = policy
+        self._record_shadow = record_shadow
+        self._shadows: set[asyncio.Task[None]] = set()
         self._recall = recall
         self._corpus = corpus
         self._indexer = indexer
@@ -287,7 +297,18 @@ class TurnRunner:
             await self._close_orphan(session.session_pk, admission.turn_no)
             return None
         self._count_turn(session)
+        rules = self._policy.of(session.tenant, session.name.session_name())
+        policy = PolicyContext(
+            persona.type,
+            AgeBand(session.age_band),
+            session.region_code,
+            tenant=session.tenant,
+            persona=session.persona,
+            revision=session.revision,
+        )
         turn = LiveTurn(
+            rules=rules,
+            shadow=self._shadow(policy),
             session=session,
             cipher=cipher,
             turn_id=turn_id,
@@ -306,7 +327,7 @@ class TurnRunner:
             ),
             context=context,
             history_from=admission.history_from,
-            policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code),
+            policy=policy,
         )
         turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
         turn.recorder = Recorder(
@@ -339,6 +360,10 @@ class TurnRunner:
         # The one being admitted counts itself among those being admitted.
         if self._running + self._admitting > limits.max_running_turns:
             return ResourceExhausted("too many turns run here", reason="TOO_MANY_TURNS", retry_after_s=1.0)
+        try:
+            self._policy.of(session.tenant)
+        except Unavailable as missing:
+            return missing
         capacity = engine.capacity()
         if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
             return EngineOverloaded("the engine's queue is full", retry_after_s=1.0)
@@ -443,8 +468,15 @@ class TurnRunner:
 
     async def _gate_input(self, turn: LiveTurn) -> Decision:
         with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
-            decision = await self._policy.decide(Stage.INPUT, turn.text, turn.policy)
-            await self._note(turn, decision, span)
+            signals = {"turns_per_minute": float(len(self._recent.get(turn.session.scope, ())))}
+            decision = turn.rules.judge_signals(signals, turn.policy)
+            self._saw(turn, "", decision)
+            if decision.rules:
+                await self._note(turn, decision, span)
+            if not decision.action.stops:
+                decision = await turn.rules.decide(Stage.INPUT, turn.text, turn.policy)
+                self._saw(turn, turn.text, decision)
+                await self._note(turn, decision, span)
         turn.in_history = not decision.action.stops
         turn.input_scores = decision.scores
         return decision
@@ -516,7 +548,8 @@ class TurnRunner:
             async def passing(items: Sequence[C]) -> list[C]:
                 kept = []
                 for item in items:
-                    decision = self._policy.check_memory(item.text, turn.policy)
+                    decision = turn.rules.check_memory(item.text, turn.policy)
+                    self._saw(turn, item.text, decision)
                     if decision.rules:
                         await self._note(turn, decision, span)
                     if not decision.action.stops:
@@ -534,10 +567,10 @@ class TurnRunner:
         return memories, passages
 
     def _stops_everywhere(self, text: str, context: PolicyContext) -> bool:
-        """Whether it is stopped for an adult in no region in particular, too: what is stopped only for whom this
-        session takes its person to be is left out of this turn, and is still theirs."""
-        anybody = PolicyContext(context.persona_type, AgeBand.ADULT)
-        return self._policy.check_memory(text, anybody).action.stops
+        """Whether it is stopped for an adult in no region in particular and of any revision, too, by the bundle that
+        is no candidate: what is stopped only here is left out of this turn, and is still theirs."""
+        anybody = replace(context, age_band=AgeBand.ADULT, region_code="", revision=0)
+        return self._policy.of(context.tenant).check_memory(text, anybody).action.stops
 
     async def _card_for(self, turn: LiveTurn) -> str:
         """The profile card that the session began with; a newer one if something of that was forgotten."""
@@ -552,7 +585,7 @@ class TurnRunner:
             text = (await self._profiles.pin(turn.session.session_pk, turn.session.scope, count)).text
         else:
             text = turn.cipher.open(sealed, place(turn.session.scope, version)).decode()
-        return fit(text, count, lambda line: not self._policy.check_memory(line, turn.policy).action.stops)
+        return fit(text, count, lambda line: not turn.rules.check_memory(line, turn.policy).action.stops)
 
     async def _compose(
         self, turn: LiveTurn, memories: Sequence[RecalledMemory], said: Sequence[CitedPassage] | None, card: str
@@ -634,7 +667,7 @@ class TurnRunner:
             turn.recorder.emit(Waiting("MODEL_LOADING"))
         elif capacity.running >= capacity.max_concurrent:
             turn.recorder.emit(Waiting("ENGINE_QUEUE"))
-        gate = self._policy.open_stream(turn.policy)
+        gate = turn.rules.open_stream(turn.policy, None if turn.shadow is None else turn.shadow.seen)
         gate_span = None
         finish: EngineFinish | None = None
         due = False
@@ -656,8 +689,11 @@ class TurnRunner:
                             finish = delta.finish
                             turn.input_tokens = delta.input_tokens
                             turn.cached_input_tokens = delta.cached_input_tokens
-                        due |= gate.feed("".join(ready))
+                        text = "".join(ready)
+                        due |= gate.feed(text)
                         ready.clear()
+                        if turn.shadow is not None:
+                            turn.shadow.reply.append(text)
                         if due or delta.finish is not None:
                             due = False
                             clearance = await gate.clear(final=delta.finish is not None)
@@ -668,6 +704,7 @@ class TurnRunner:
                             if clearance.decision is not None:
                                 await self._note(turn, clearance.decision, gate_span)
                                 if clearance.decision.action.stops:
+                                    self._replied(turn, gate)
                                     # Leaving the loop closes the generator, which aborts the request.
                                     self._say(turn, clearance.decision.template)
                                     return TurnCompleted("POLICY")
@@ -681,6 +718,7 @@ class TurnRunner:
                     span.set_attribute(names.ATTR_GEN_AI_RESPONSE_FINISH_REASONS, (finish.value,))
         if finish is None or finish is EngineFinish.ABORT:
             raise EngineDead("the engine ended the request early")
+        self._replied(turn, gate)
         return TurnCompleted("LENGTH" if finish is EngineFinish.LENGTH else "STOP")
 
     def _remember(self, turn: LiveTurn, decision: Decision) -> None:
@@ -688,7 +726,7 @@ class TurnRunner:
         if self._recall is None or not turn.watch.standing.may_remember or decision.action.stops:
             return
         # What is remembered is judged with scores now, as recall has time for matchers only.
-        if self._policy.check_memory(turn.text, turn.policy, scored=turn.input_scores).action.stops:
+        if turn.rules.check_memory(turn.text, turn.policy, scored=turn.input_scores).action.stops:
             return
         turn.memory = turn_memory(
             turn.session.scope,
@@ -758,6 +796,10 @@ class TurnRunner:
             error = LedgerUnavailable("the turn's end could not be recorded; attach again", retry_after_s=1.0)
             _log.error("turn_end_not_recorded", turn=turn.request_id, error=type(failed).__name__)
         self._control.remove(turn.watch)
+        if turn.shadow is not None and self._record_shadow is not None:
+            task = asyncio.create_task(self._judge_shadow(turn.shadow), name=f"shadow {turn.request_id}")
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
         if turn.hub.turn is turn:
             turn.hub.turn = None
             self._running -= 1
@@ -785,7 +827,34 @@ class TurnRunner:
 
     def _remember_interrupted(self, turn: LiveTurn) -> None:
         if turn.memory is None and turn.in_history and turn.prompt_at is not None:
-            self._remember(turn, Decision(Action.ALLOW, Stage.INPUT, self._policy.version))
+            self._remember(turn, Decision(Action.ALLOW, Stage.INPUT, turn.rules.version))
+
+    # -- a candidate bundle, which only watches --------------------------------
+
+    def _shadow(self, policy: PolicyContext) -> Shadow | None:
+        found = self._policy.shadow(policy.tenant)
+        return None if found is None else Shadow(found[0], found[1], policy)
+
+    def _saw(self, turn: LiveTurn, text: str, decision: Decision) -> None:
+        if turn.shadow is not None:
+            turn.shadow.saw(text, decision)
+
+    def _replied(self, turn: LiveTurn, gate: StreamGate) -> None:
+        if turn.shadow is not None:
+            turn.shadow.replied(gate.decisions, turn.rules.version)
+
+    async def _judge_shadow(self, shadow: Shadow) -> None:
+        assert self._record_shadow is not None
+        try:
+            await self._record_shadow(shadow, await shadow.judge())
+        except Exception as error:
+            # The turn is over, and nobody waits for this.
+            _log.warning("shadow_not_recorded", bundle=shadow.bundle, error=type(error).__name__)
+
+    async def settle_shadows(self) -> None:
+        """Return when what the candidates of ended turns would have decided is recorded."""
+        if self._shadows:
+            await asyncio.wait(set(self._shadows))
 
     # -- pieces --------------------------------------------------------------
 
@@ -1062,6 +1131,10 @@ class TurnRunner:
         remaining = [task for task in tasks if not task.done()]
         if remaining:
             await asyncio.wait(remaining, timeout=_FINISH_RETRY_S)
+        if self._shadows:
+            await asyncio.wait(set(self._shadows), timeout=_SHADOW_S)
+        for task in list(self._shadows):
+            task.cancel()
         if hand_over:
             for _, hub in self.hubs.all():
                 hub.end(_changed_elsewhere())

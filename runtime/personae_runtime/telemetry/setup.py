@@ -66,6 +66,8 @@ class Telemetry:
         forwarded: counter of calls forwarded to the gateway that runs their turn, by method.
         gate_actions: counter by stage, action and category.
         gate_failures: counter of scorers that failed or timed out, each of which blocked.
+        shadow_decisions: counter of what candidate bundles would have decided, by stage and whether that differs.
+        bundles_refused: gauge of tenants whose published bundle does not load here.
         reviews_open, reviews_overdue: gauges of the ledger's, the same from every gateway.
         recall_duration: histogram.
         recall_fallbacks: counter of recalls that went on without the dense arm.
@@ -109,6 +111,12 @@ class Telemetry:
         self.forwarded = meter.create_counter(names.METRIC_FORWARDED, "{call}", "Calls sent to another gateway.")
         self.gate_actions = meter.create_counter(names.METRIC_GATE_ACTIONS, "{decision}", "Policy decisions.")
         self.gate_failures = meter.create_counter(names.METRIC_GATE_FAILURES, "{failure}", "Scorers that failed.")
+        self.shadow_decisions = meter.create_counter(
+            names.METRIC_SHADOW_DECISIONS, "{decision}", "What candidate bundles would have decided."
+        )
+        self.bundles_refused = meter.create_gauge(
+            names.METRIC_BUNDLES_REFUSED, "{tenant}", "Tenants whose published bundle does not load here."
+        )
         self.reviews_open = meter.create_gauge(names.METRIC_REVIEWS_OPEN, "{review}", "Reviews that wait.")
         self.reviews_overdue = meter.create_gauge(names.METRIC_REVIEWS_OVERDUE, "{review}", "Reviews past their time.")
         self.recall_duration = seconds(names.METRIC_RECALL_DURATION, "Duration of a recall.")

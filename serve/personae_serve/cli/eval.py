@@ -77,6 +77,7 @@ def policy(
     from personae_runtime.evals import injection, pii
     from personae_runtime.evals import policy as evals
     from personae_runtime.policy.policy import Policy
+    from personae_runtime.policy.signing import Trust
     from personae_serve.stores import make_embedder
 
     settings = load_settings()
@@ -87,7 +88,7 @@ def policy(
         embedder = make_embedder(folder) if "cascade" in names else None
         remembering = evals.RememberingEmbedder(embedder) if embedder is not None else None
         # No deadline as tight as a turn's: a slow machine makes no other figures.
-        loaded = Policy.load(settings.policy.bundle, names, 60_000, remembering)
+        loaded = Policy.load(settings.policy.bundle, names, 60_000, remembering, Trust.of(settings))
         try:
             if embedder is not None:
                 await embedder.start()

@@ -453,6 +453,7 @@ def explanation(
             redress=redress,
         ),
         appeal_expire_time=timestamp(appealable_until),
+        signals=dict(content.signals),
     )
 
 

@@ -18,6 +18,7 @@ from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
 from personae_runtime.ledger.audit import AuditLog
+from personae_runtime.ledger.bundles import BundleKeeper, BundleLedger
 from personae_runtime.ledger.control import ConsentLedger, ControlWatcher
 from personae_runtime.ledger.database import UNREACHABLE
 from personae_runtime.ledger.decisions import DecisionLedger
@@ -34,13 +35,17 @@ from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
+from personae_runtime.policy.signing import Trust
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
+from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve import proofs
 from personae_serve.gateway import operations
 from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.auth import Authenticator
+from personae_serve.gateway.bundles import PolicyBundleServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
@@ -51,7 +56,6 @@ from personae_serve.gateway.servicers import (
     CorpusServicer,
     MemoryServicer,
     PersonaServicer,
-    PolicyServicer,
     SessionServicer,
 )
 from personae_serve.gateway.tls import peer_credentials, server_credentials
@@ -82,6 +86,7 @@ class Gateway:
 
     Args:
         engines: started.
+        policy: the host's own, which judges unless a tenant has published bundles.
         memory: None turns memory off, of people and of the persona's own words.
         host_id: what outlives a restart of this process and is no other's.
     """
@@ -101,7 +106,7 @@ class Gateway:
         self._settings = settings
         self._stores = stores
         self._engines = engines
-        self._policy = policy
+        self.policies = Policies(policy)
         self._memory = memory
         self._telemetry = telemetry
         self._keys = keys
@@ -112,6 +117,7 @@ class Gateway:
         self._serving = False
         self.load = StreamLoad(settings.gateway.max_accept_wait_s)
         self.runner: TurnRunner
+        self.keeper: BundleKeeper
         self.eraser: Eraser
         self.peers: Peers
         self.server: GatewayServer
@@ -131,10 +137,10 @@ class Gateway:
             raise
 
     async def _start(self) -> int:
-        settings, stores, policy, telemetry, stack = (
+        settings, stores, policies, telemetry, stack = (
             self._settings,
             self._stores,
-            self._policy,
+            self.policies,
             self._telemetry,
             self._stack,
         )
@@ -144,7 +150,7 @@ class Gateway:
             peer_credentials(settings.gateway.tls)
         tokens = await open_tokens(settings.auth.jwt, stack)
         draw = drawing(
-            lambda text, context: not policy.check_memory(text, context).action.stops,
+            policies.remembers,
             enabled=settings.memory.enabled and settings.memory.facts,
         )
         sessions = SessionLedger(
@@ -153,9 +159,7 @@ class Gateway:
             stores.memories,
             host=self._host_id,
             lease_s=settings.ledger.lease_s,
-            may_store=lambda text, context: (
-                settings.memory.enabled and not policy.check_memory(text, context).action.stops
-            ),
+            may_store=lambda text, context: settings.memory.enabled and policies.remembers(text, context),
             draw=draw,
         )
         personas = PersonaLedger(stores.database, stores.vault)
@@ -171,6 +175,18 @@ class Gateway:
         )
         writer.start()
         stack.push_async_callback(writer.close)
+        bundles = BundleLedger(stores.database, stores.vault)
+        self.keeper = keeper = BundleKeeper(bundles, policies, Trust.of(settings), telemetry.bundles_refused.set)
+        # Before anything is judged: nothing may be by the wrong rules.
+        await through_outage(keeper.refresh)
+
+        async def record_shadow(shadow: Shadow, found: list[ShadowDecision]) -> None:
+            for one in found:
+                telemetry.shadow_decisions.add(
+                    1, {names.ATTR_POLICY_STAGE: one.live.stage.value, names.ATTR_POLICY_DIFFERS: one.differs}
+                )
+            await bundles.record_shadow(shadow.context, shadow.bundle, found)
+
         control = ControlWatcher(stores.database)
         await through_outage(control.start)
         stack.push_async_callback(control.close)
@@ -180,7 +196,7 @@ class Gateway:
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
-            policy=policy,
+            policy=policies,
             recall=None if memory is None else memory.recall,
             corpus=corpus,
             indexer=None if memory is None else memory.indexing,
@@ -192,6 +208,7 @@ class Gateway:
             telemetry=telemetry,
             draw=draw,
             profiles=profiles if settings.memory.enabled else None,
+            record_shadow=record_shadow,
         )
 
         exports = ExportLedger(stores.database, stores.vault, stores.memories)
@@ -202,7 +219,12 @@ class Gateway:
             runner.let_go(scopes)
 
         control.on_scopes = let_go
-        control.on_epoch = sessions.acknowledge
+
+        async def heard(epoch: int) -> None:
+            keeper.notify()
+            await sessions.acknowledge(epoch)
+
+        control.on_epoch = heard
         erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
         log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
         self.eraser = eraser = Eraser(
@@ -234,7 +256,7 @@ class Gateway:
             GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
             personas=PersonaServicer(personas, self._engines, stores.vault),
             sessions=SessionServicer(
-                service, sessions, personas, policy, stores.vault, telemetry, self.load, self.peers
+                service, sessions, personas, policies, stores.vault, telemetry, self.load, self.peers
             ),
             memories=MemoryServicer(
                 stores.memories,
@@ -242,7 +264,7 @@ class Gateway:
                 consents,
                 None if memory is None else memory.recall,
                 None if memory is None else memory.indexing,
-                policy,
+                policies,
                 stores.vault,
                 draw,
                 profiles,
@@ -256,11 +278,17 @@ class Gateway:
                 personas,
                 corpus,
                 None if memory is None else memory.passage_indexing,
-                policy,
+                policies,
                 stores.vault,
             ),
-            policy=PolicyServicer(
-                policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
+            policy=PolicyBundleServicer(
+                policies,
+                DecisionLedger(stores.database),
+                reviews,
+                stores.vault,
+                settings.policy.redress,
+                bundles,
+                keeper,
             ),
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, stores.vault),
@@ -282,6 +310,7 @@ class Gateway:
             asyncio.create_task(runner.keep(self._stopping), name="turn-upkeep"),
             asyncio.create_task(eraser.run(self._stopping), name="erasures"),
             asyncio.create_task(audit_log.run(self._stopping), name="audit"),
+            asyncio.create_task(keeper.run(self._stopping), name="bundles"),
             asyncio.create_task(self._watch_health(), name="health"),
             asyncio.create_task(self._watch_reviews(reviews), name="reviews"),
         ]
@@ -289,7 +318,7 @@ class Gateway:
             extractor = Extractor(
                 self._engines.default,
                 stores.memories,
-                lambda text, context: not policy.check_memory(text, context).action.stops,
+                policies.remembers,
                 on_written=lambda: memory.indexing.notify(),
                 batch=settings.memory.extraction.batch,
                 poll_s=settings.memory.extraction.poll_s,

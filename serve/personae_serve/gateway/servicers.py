@@ -49,7 +49,7 @@ from personae_runtime.ledger.documents import DocumentLedger, DocumentRow
 from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
-from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
+from personae_runtime.ledger.personas import Mutation, PersonaLedger, PersonaRow, once
 from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
@@ -61,8 +61,9 @@ from personae_runtime.memory.passages import Corpus, split
 from personae_runtime.memory.recall import RECALL_FILTERS, LeftOutReason, Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
+from personae_runtime.policy.bundle import SIGNALS
 from personae_runtime.policy.decision import Action, AgeBand, DecisionRecord, PolicyContext, Stage
-from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.rollout import Policies
 from personae_runtime.sessions.service import Seen, SessionService
 from personae_runtime.sessions.views import SLOW_CONSUMER
 from personae_runtime.telemetry.setup import Telemetry
@@ -143,6 +144,13 @@ class _Api:
         if len(rows) <= size:
             return rows, ""
         return rows[:size], self.page_token(place(rows[size - 1]), method, parent)
+
+
+def rules_of(persona: PersonaRow) -> PolicyContext:
+    """What rules may ask about where no session is: of a persona, and the revision that a session would have."""
+    return PolicyContext(
+        persona.type, tenant=persona.tenant, persona=persona.persona, revision=persona.active_revision or 0
+    )
 
 
 class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
@@ -268,7 +276,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         service: SessionService,
         sessions: SessionLedger,
         personas: PersonaLedger,
-        policy: Policy,
+        policy: Policies,
         vault: Vault,
         telemetry: Telemetry,
         load: StreamLoad,
@@ -301,7 +309,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             )
         persona = await self._personas.get(parent)
         age_band = convert.age_band_to_text(request.session.age_band)
-        disclosure = self._policy.disclosure(
+        disclosure = self._policy.of(parent.tenant).disclosure(
             PolicyContext(persona.type, AgeBand(age_band), request.session.region_code), persona.display_name
         )
         row = await self._sessions.create(
@@ -557,7 +565,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         consents: ConsentLedger,
         recall: Recalls | None,
         indexer: Indexing | None,
-        policy: Policy,
+        policy: Policies,
         vault: Vault,
         draw: Draw,
         profiles: ProfileLedger,
@@ -659,11 +667,11 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             dense_deadline_s=_SEARCH_DEADLINE_S,
             fact_limit=_SEARCH_FACTS,
         )
-        rules = PolicyContext(persona.type)
+        rules = rules_of(persona)
         candidates, rank = [], 0
         for item in (*result.facts, *result.items):
             # As a turn's gate would.
-            decision = self._policy.check_memory(item.text, rules)
+            decision = self._policy.of(parent.tenant).check_memory(item.text, rules)
             rank += not decision.action.stops
             candidates.append(
                 memory_service_pb2.MemoryServiceExplainResponse.Candidate(
@@ -719,8 +727,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 violations=((parent.user_name(), "consent to be remembered was withdrawn"),),
             )
         source = request.memory
-        context_of_persona = PolicyContext(persona.type)
-        await self._require_memorable(source.text, persona.type)
+        context_of_persona = rules_of(persona)
+        await self._require_memorable(source.text, rules_of(persona))
         now = datetime.now(UTC)
         expires_at = _expiry(source)
         record = MemoryRecord(
@@ -744,12 +752,12 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self._indexer.notify()
         return convert.memory(parent, stored)
 
-    async def _require_memorable(self, text: str, persona_type: str) -> None:
+    async def _require_memorable(self, text: str, context: PolicyContext) -> None:
         """Raise unless words may be kept."""
         if not text:
             raise InvalidArgument("memory.text is required", violations=(("memory.text", "1 to 8000 characters"),))
         # With scores: at recall there is time for matchers only.
-        decision = await self._policy.decide(Stage.MEMORY, text, PolicyContext(persona_type))
+        decision = await self._policy.of(context.tenant).decide(Stage.MEMORY, text, context)
         if decision.action.stops:
             raise FailedPrecondition(
                 f"policy does not let this be remembered: {decision.reason_code}",
@@ -771,8 +779,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         changes = _changes(source, list(request.update_mask.paths))
         persona = await self._personas.get(Name(name.tenant, name.persona))
         if "text" in changes:
-            await self._require_memorable(source.text, persona.type)
-        context_of_persona = PolicyContext(persona.type)
+            await self._require_memorable(source.text, rules_of(persona))
+        context_of_persona = rules_of(persona)
         may_remember = await self._consents.may_remember(name)
 
         def states(record: MemoryRecord) -> Sequence[Statement]:
@@ -856,7 +864,7 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
         personas: PersonaLedger,
         corpus: Corpus | None,
         indexing: Indexing | None,
-        policy: Policy,
+        policy: Policies,
         vault: Vault,
     ) -> None:
         self._documents = documents
@@ -880,8 +888,11 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
         # Piece by piece, as it would be put before a model.
         # Long texts take their time, and the library lets other threads run.
         pieces = await asyncio.to_thread(split, source.text)
+        policy, context_of_persona = self._policy.of(parent.tenant), rules_of(persona)
         for piece in pieces:
-            decision = await self._policy.decide(Stage.MEMORY, piece.text, PolicyContext(persona.type))
+            decision = await policy.decide(Stage.MEMORY, piece.text, context_of_persona)
+            if not decision.action.stops:
+                decision = policy.judge(Stage.CONTENT, piece.text, context_of_persona, decision.scores)
             if decision.action.stops:
                 place = f"characters {piece.begin} to {piece.end}"
                 raise FailedPrecondition(
@@ -975,7 +986,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     """
 
     def __init__(
-        self, policy: Policy, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
+        self, policy: Policies, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
     ) -> None:
         self._policy = policy
         self._decisions = decisions
@@ -986,14 +997,34 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     async def Classify(
         self, request: policy_service_pb2.ClassifyRequest, context: Context
     ) -> policy_service_pb2.ClassifyResponse:
-        _own("tenant", request.parent, "parent")
+        tenant = _own("tenant", request.parent, "parent").tenant
         stage = Stage(event_pb2.PolicyStage.Name(request.stage).removeprefix("POLICY_STAGE_").lower())
+        place = Name(tenant)
+        if request.persona:
+            place = _own("revision" if "/revisions/" in request.persona else "persona", request.persona, "persona")
         rules = PolicyContext(
             convert.persona_type_to_text(request.persona_type) or "assistant",
             AgeBand(convert.age_band_to_text(request.age_band)),
             request.region_code,
+            tenant=tenant,
+            persona=place.persona,
+            revision=place.revision,
         )
-        return convert.classification(await self._policy.decide(stage, request.text, rules))
+        policy = self._policy.of(tenant)
+        if stage is not Stage.SIGNAL:
+            if request.signals or not request.text:
+                field = "signals" if request.signals else "text"
+                raise InvalidArgument(
+                    f"stage {stage.value} judges a text", violations=((field, "1 to 20000 characters of text"),)
+                )
+            return convert.classification(await policy.decide(stage, request.text, rules))
+        if request.text:
+            raise InvalidArgument("stage signal judges numbers, no text", violations=(("text", "empty"),))
+        if unknown := set(request.signals) - SIGNALS.keys():
+            raise InvalidArgument(
+                f"no rule knows the signals {sorted(unknown)}", violations=(("signals", f"some of {sorted(SIGNALS)}"),)
+            )
+        return convert.classification(policy.judge_signals(dict(request.signals), rules))
 
     async def GetDecision(
         self, request: policy_service_pb2.GetDecisionRequest, context: Context

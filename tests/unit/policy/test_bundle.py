@@ -9,7 +9,10 @@ from personae_runtime.errors import ConfigError
 from personae_runtime.policy.bundle import Bundle, Plan, load_bundle
 from personae_runtime.policy.decision import Action, AgeBand, PolicyContext, Stage
 from personae_runtime.policy.scorers import NgramScorer
+from personae_runtime.policy.signing import Trust
 from tests.unit.policy.bundles import BUNDLE, CONTEXT, WordScorer, load
+
+UNSIGNED = Trust(allow_unsigned=True)
 
 RULE = """
   - id: {id}
@@ -67,6 +70,11 @@ def plan(text: str, stage: Stage = Stage.INPUT, context: PolicyContext = CONTEXT
         (("  - id: note\n", "  - id: stop\n"), "rule 'stop' is there twice"),
         (("    action: allow", "    action: allow\n    action: block"), "key 'action' is there twice"),
         (("version: 1.0.0", "version: [}"), "not YAML"),
+        (("    when: '\"noted\" in matches'", "    when: 'signals[\"turns_per_minute\"] > 1.0'"), "rule 'note': when: \\['signals'\\] is not known at stage output"),
+        (("stages: [output]\n    when: '\"noted", "stages: [signal]\n    when: '\"noted"), "tests\\[1\\]: at stage signal a test has `signals`"),
+        (("stages: [output]\n    when: '\"noted", "stages: [signal, input]\n    when: '\"noted"), "signal stands alone"),
+        (("stages: [output]\n    when: '\"noted", "scope: {personas: [nadia]}\n    stages: [output]\n    when: '\"noted"), "rule 'note': scope: persona.*not a persona name"),
+        (("stages: [output]\n    when: '\"noted", "scope: {tenants: [Acme]}\n    stages: [output]\n    when: '\"noted"), "rule 'note': scope: tenant"),
     ],
 )  # fmt: skip
 def test_a_wrong_bundle_does_not_load_and_the_error_names_the_place(change: tuple[str, str], message: str) -> None:
@@ -122,6 +130,67 @@ def test_scope_limits_a_rule_to_persona_type_and_region() -> None:
         assert verdict.notice_text == ("ligue" if context.region_code == "PT" else "call somebody")
 
 
+NADIA = "tenants/acme/personas/nadia"
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("tenants: [acme]", (True, True, True, False)),
+        (f"personas: [{NADIA}]", (True, True, False, False)),
+        (f"revisions: [{NADIA}/revisions/2, {NADIA}/revisions/3]", (False, True, False, False)),
+        (f"tenants: [acme, other], personas: [{NADIA}], revisions: [{NADIA}/revisions/1]", (True, False, False, False)),
+    ],
+)
+def test_scope_limits_a_rule_to_tenant_persona_and_revision(scope: str, expected: tuple[bool, ...]) -> None:
+    text = BUNDLE + rule().replace("    when:", f"    scope: {{{scope}}}\n    when:")
+    contexts = [
+        PolicyContext(tenant="acme", persona="nadia", revision=1),
+        PolicyContext(tenant="acme", persona="nadia", revision=2),
+        PolicyContext(tenant="acme", persona="other", revision=1),
+        PolicyContext(tenant="nobody", persona="nadia", revision=1),
+    ]
+    bundle = load(text)
+    # One bundle for all, so that no plan is taken for another's.
+    for context, applies in zip(contexts, expected, strict=True):
+        verdict = bundle.plan(Stage.INPUT, context).evaluate(("human",), {}, 9)
+        assert ("added" in {hit.rule_id for hit in verdict.hits}) is applies
+    assert len(bundle.plan(Stage.INPUT, PolicyContext()).evaluate(("human",), {}, 9).hits) == 1
+
+
+def test_contexts_that_no_rule_tells_apart_share_a_plan() -> None:
+    bundle = load()
+    assert bundle.plan(Stage.INPUT, PolicyContext(tenant="acme", persona="nadia", revision=1)) is bundle.plan(
+        Stage.INPUT, PolicyContext(tenant="other", persona="tom", revision=7)
+    )
+
+
+FAST = """
+  - id: fast
+    stages: [signal]
+    scope: {regions: [PT]}
+    when: 'signals["turns_per_minute"] > 5.0 && region == "PT"'
+    action: block
+    category: abuse
+    reason_code: FAST
+    description: too fast
+    tests: [{signals: {turns_per_minute: 6}, match: true}, {signals: {}, match: false}]
+"""
+
+
+def test_a_rule_at_signal_judges_numbers_and_its_tests_give_them() -> None:
+    fast = load(BUNDLE + FAST).plan(Stage.SIGNAL, PolicyContext(region_code="PT"))
+    assert fast.evaluate_signals({"turns_per_minute": 6.0}).reason_code == "FAST"
+    assert fast.evaluate_signals({}).plain
+    assert load().plan(Stage.SIGNAL, CONTEXT).evaluate_signals({"turns_per_minute": 99.0}).plain
+    with pytest.raises(ConfigError, match=r"tests\[1\] at stage signal: signals .* gave False, expected True"):
+        load(BUNDLE + FAST.replace("> 5.0", "> 7.0"))
+    with pytest.raises(ConfigError, match="nothing gives signal 'mood'"):
+        load(BUNDLE + FAST.replace('signals["turns_per_minute"]', "signals.mood"))
+    with pytest.raises(ConfigError, match=r"\['scores'\] is not known at stage signal"):
+        load(BUNDLE + FAST.replace('signals["turns_per_minute"]', 'scores["hate"]'))
+
+
 @pytest.mark.parametrize(
     "when",
     [
@@ -150,18 +219,18 @@ def test_a_bundle_can_extend_the_one_that_ships_but_not_redefine_its_rules(tmp_p
     own = "version: 2.0.0\nextends: default\nmatchers: [{id: bicycle, kind: literal, max_chars: 10, literals: [unicycle]}]\n"
     own += "rules:" + rule("no_unicycles", when='"bicycle" in matches').replace("I am human", "a unicycle")
     path.write_text(own)
-    bundle = load_bundle(path, scorer)
+    bundle = load_bundle(path, scorer, UNSIGNED)
     assert {"no_unicycles", "self_harm_crisis", "asked_if_human"} <= {r.spec.id for r in bundle.rules}
     path.write_text(own.replace("no_unicycles", "asked_if_human"))
     with pytest.raises(ConfigError, match="'asked_if_human' is there twice"):
-        load_bundle(path, scorer)
+        load_bundle(path, scorer, UNSIGNED)
 
 
 def test_a_bundle_without_the_rules_that_no_operator_may_drop_does_not_load(tmp_path: Path) -> None:
     path = tmp_path / "bundle.yaml"
     path.write_text(BUNDLE)
     with pytest.raises(ConfigError, match=r"no rule of category 'identity'.*extends: default"):
-        load_bundle(path, WordScorer("violence"))
+        load_bundle(path, WordScorer("violence"), UNSIGNED)
 
 
 def test_a_missing_file_says_which_key(tmp_path: Path) -> None:
@@ -179,4 +248,4 @@ def test_the_example_in_the_documentation_loads(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "policy.md").read_text(encoding="utf-8")
     path = tmp_path / "bundle.yaml"
     path.write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
-    assert "no_rival_prices" in {r.spec.id for r in load_bundle(path, NgramScorer.load()).rules}
+    assert "no_rival_prices" in {r.spec.id for r in load_bundle(path, NgramScorer.load(), UNSIGNED).rules}

@@ -24,6 +24,8 @@ class PolicyStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POLICY_STAGE_INPUT: _ClassVar[PolicyStage]
     POLICY_STAGE_MEMORY: _ClassVar[PolicyStage]
     POLICY_STAGE_OUTPUT: _ClassVar[PolicyStage]
+    POLICY_STAGE_CONTENT: _ClassVar[PolicyStage]
+    POLICY_STAGE_SIGNAL: _ClassVar[PolicyStage]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +42,8 @@ POLICY_STAGE_UNSPECIFIED: PolicyStage
 POLICY_STAGE_INPUT: PolicyStage
 POLICY_STAGE_MEMORY: PolicyStage
 POLICY_STAGE_OUTPUT: PolicyStage
+POLICY_STAGE_CONTENT: PolicyStage
+POLICY_STAGE_SIGNAL: PolicyStage
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason

@@ -25,21 +25,24 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from personae.v1 import bundle_pb2 as personae_dot_v1_dot_bundle__pb2
 from personae.v1 import event_pb2 as personae_dot_v1_dot_event__pb2
 from personae.v1 import persona_service_pb2 as personae_dot_v1_dot_persona__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/policy_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17personae/v1/event.proto\x1a!personae/v1/persona_service.proto\"\x94\x02\n\x0f\x43lassifyRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x19\n\x04text\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x10\x01\x18\xa0\x9c\x01\x12\x33\n\x05stage\x18\x03 \x01(\x0e\x32\x18.personae.v1.PolicyStageB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x38\n\x0cpersona_type\x18\x04 \x01(\x0e\x32\x18.personae.v1.PersonaTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\x08\x61ge_band\x18\x05 \x01(\x0e\x32\x14.personae.v1.AgeBandB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12)\n\x0bregion_code\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^([A-Z]{2})?$\"\xcc\x02\n\x10\x43lassifyResponse\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12#\n\x05rules\x18\x04 \x03(\x0b\x32\x14.personae.v1.RuleHit\x12(\n\x07matches\x18\x05 \x03(\x0b\x32\x17.personae.v1.MatcherHit\x12\x39\n\x06scores\x18\x06 \x03(\x0b\x32).personae.v1.ClassifyResponse.ScoresEntry\x12\x16\n\x0e\x62undle_version\x18\x07 \x01(\t\x12\x15\n\rtemplate_text\x18\x08 \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\x07RuleHit\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x13\n\x0breason_code\x18\x04 \x01(\t\x12\x12\n\nexpression\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x13\n\x0blegal_basis\x18\x07 \x01(\t\"<\n\nMatcherHit\x12\x12\n\nmatcher_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\x8f\x03\n\x08\x44\x65\x63ision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07persona\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\t\x12\'\n\x05stage\x18\x04 \x01(\x0e\x32\x18.personae.v1.PolicyStage\x12)\n\x06\x61\x63tion\x18\x05 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x13\n\x0breason_code\x18\x07 \x01(\t\x12\x10\n\x08rule_ids\x18\x08 \x03(\t\x12\x16\n\x0e\x62undle_version\x18\t \x01(\t\x12\x13\n\x0blegal_basis\x18\n \x01(\t\x12.\n\x0cpersona_type\x18\x0b \x01(\x0e\x32\x18.personae.v1.PersonaType\x12&\n\x08\x61ge_band\x18\x0c \x01(\x0e\x32\x14.personae.v1.AgeBand\x12\x13\n\x0bregion_code\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\".\n\x12GetDecisionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\x83\x03\n\x14ListDecisionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x07persona\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x19\n\x07session\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x31\n\x05stage\x18\x06 \x01(\x0e\x32\x18.personae.v1.PolicyStageB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x33\n\x06\x61\x63tion\x18\x07 \x01(\x0e\x32\x19.personae.v1.PolicyActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x19\n\x08\x63\x61tegory\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x15ListDecisionsResponse\x12(\n\tdecisions\x18\x01 \x03(\x0b\x32\x15.personae.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x1bPolicyServiceExplainRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\xf3\x04\n\x1cPolicyServiceExplainResponse\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x15.personae.v1.Decision\x12#\n\x05rules\x18\x02 \x03(\x0b\x32\x14.personae.v1.RuleHit\x12(\n\x07matches\x18\x03 \x03(\x0b\x32\x17.personae.v1.MatcherHit\x12\x45\n\x06scores\x18\x04 \x03(\x0b\x32\x35.personae.v1.PolicyServiceExplainResponse.ScoresEntry\x12N\n\x0b\x63omparisons\x18\x05 \x03(\x0b\x32\x39.personae.v1.PolicyServiceExplainResponse.ScoreComparison\x12\x15\n\rtemplate_text\x18\x06 \x01(\t\x12\x13\n\x0bnotice_code\x18\x07 \x01(\t\x12\x13\n\x0bnotice_text\x18\x08 \x01(\t\x12\x32\n\tstatement\x18\t \x01(\x0b\x32\x1f.personae.v1.StatementOfReasons\x12\x36\n\x12\x61ppeal_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1ah\n\x0fScoreComparison\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x10\n\x08operator\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa4\x01\n\x12StatementOfReasons\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x13\n\x0brestriction\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\x12\x17\n\x0f\x61utomated_means\x18\x04 \x01(\t\x12\x14\n\x0clegal_ground\x18\x05 \x01(\t\x12\x1a\n\x12\x63ontractual_ground\x18\x06 \x01(\t\x12\x0f\n\x07redress\x18\x07 \x01(\t\"\xed\x01\n\x0c\x43onsentEvent\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x38\n\x07purpose\x18\x02 \x01(\x0e\x32\x1b.personae.v1.ConsentPurposeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x19.personae.v1.ConsentStateB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x34\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"q\n\x14RecordConsentRequest\x12\x38\n\rconsent_event\x18\x01 \x01(\x0b\x32\x19.personae.v1.ConsentEventB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"p\n\x18ListConsentEventsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"g\n\x19ListConsentEventsResponse\x12\x31\n\x0e\x63onsent_events\x18\x01 \x03(\x0b\x32\x19.personae.v1.ConsentEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*J\n\x07\x41geBand\x12\x18\n\x14\x41GE_BAND_UNSPECIFIED\x10\x00\x12\x11\n\rAGE_BAND_TEEN\x10\x01\x12\x12\n\x0e\x41GE_BAND_ADULT\x10\x02*k\n\x0e\x43onsentPurpose\x12\x1f\n\x1b\x43ONSENT_PURPOSE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONSENT_PURPOSE_LIKENESS\x10\x01\x12\x1a\n\x16\x43ONSENT_PURPOSE_MEMORY\x10\x02*e\n\x0c\x43onsentState\x12\x1d\n\x19\x43ONSENT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONSENT_STATE_GRANTED\x10\x01\x12\x1b\n\x17\x43ONSENT_STATE_WITHDRAWN\x10\x02\x32\xd7\x02\n\rPolicyService\x12G\n\x08\x43lassify\x12\x1c.personae.v1.ClassifyRequest\x1a\x1d.personae.v1.ClassifyResponse\x12\x45\n\x0bGetDecision\x12\x1f.personae.v1.GetDecisionRequest\x1a\x15.personae.v1.Decision\x12V\n\rListDecisions\x12!.personae.v1.ListDecisionsRequest\x1a\".personae.v1.ListDecisionsResponse\x12^\n\x07\x45xplain\x12(.personae.v1.PolicyServiceExplainRequest\x1a).personae.v1.PolicyServiceExplainResponse2\xc3\x01\n\x0e\x43onsentService\x12M\n\rRecordConsent\x12!.personae.v1.RecordConsentRequest\x1a\x19.personae.v1.ConsentEvent\x12\x62\n\x11ListConsentEvents\x12%.personae.v1.ListConsentEventsRequest\x1a&.personae.v1.ListConsentEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/policy_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18personae/v1/bundle.proto\x1a\x17personae/v1/event.proto\x1a!personae/v1/persona_service.proto\"\x99\x03\n\x0f\x43lassifyRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x17\n\x04text\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\xa0\x9c\x01\x12\x33\n\x05stage\x18\x03 \x01(\x0e\x32\x18.personae.v1.PolicyStageB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x38\n\x0cpersona_type\x18\x04 \x01(\x0e\x32\x18.personae.v1.PersonaTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x30\n\x08\x61ge_band\x18\x05 \x01(\x0e\x32\x14.personae.v1.AgeBandB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12)\n\x0bregion_code\x18\x06 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^([A-Z]{2})?$\x12:\n\x07signals\x18\x07 \x03(\x0b\x32).personae.v1.ClassifyRequest.SignalsEntry\x12\x19\n\x07persona\x18\x08 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x1a.\n\x0cSignalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xcc\x02\n\x10\x43lassifyResponse\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12#\n\x05rules\x18\x04 \x03(\x0b\x32\x14.personae.v1.RuleHit\x12(\n\x07matches\x18\x05 \x03(\x0b\x32\x17.personae.v1.MatcherHit\x12\x39\n\x06scores\x18\x06 \x03(\x0b\x32).personae.v1.ClassifyResponse.ScoresEntry\x12\x16\n\x0e\x62undle_version\x18\x07 \x01(\t\x12\x15\n\rtemplate_text\x18\x08 \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\x07RuleHit\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12)\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\x12\x13\n\x0breason_code\x18\x04 \x01(\t\x12\x12\n\nexpression\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x13\n\x0blegal_basis\x18\x07 \x01(\t\"<\n\nMatcherHit\x12\x12\n\nmatcher_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\"\x8f\x03\n\x08\x44\x65\x63ision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07persona\x18\x02 \x01(\t\x12\x0c\n\x04turn\x18\x03 \x01(\t\x12\'\n\x05stage\x18\x04 \x01(\x0e\x32\x18.personae.v1.PolicyStage\x12)\n\x06\x61\x63tion\x18\x05 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x06 \x01(\t\x12\x13\n\x0breason_code\x18\x07 \x01(\t\x12\x10\n\x08rule_ids\x18\x08 \x03(\t\x12\x16\n\x0e\x62undle_version\x18\t \x01(\t\x12\x13\n\x0blegal_basis\x18\n \x01(\t\x12.\n\x0cpersona_type\x18\x0b \x01(\x0e\x32\x18.personae.v1.PersonaType\x12&\n\x08\x61ge_band\x18\x0c \x01(\x0e\x32\x14.personae.v1.AgeBand\x12\x13\n\x0bregion_code\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\".\n\x12GetDecisionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\x83\x03\n\x14ListDecisionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x19\n\x07persona\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x19\n\x07session\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\x12\x31\n\x05stage\x18\x06 \x01(\x0e\x32\x18.personae.v1.PolicyStageB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x33\n\x06\x61\x63tion\x18\x07 \x01(\x0e\x32\x19.personae.v1.PolicyActionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x19\n\x08\x63\x61tegory\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x15ListDecisionsResponse\x12(\n\tdecisions\x18\x01 \x03(\x0b\x32\x15.personae.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x1bPolicyServiceExplainRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\xec\x05\n\x1cPolicyServiceExplainResponse\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x15.personae.v1.Decision\x12#\n\x05rules\x18\x02 \x03(\x0b\x32\x14.personae.v1.RuleHit\x12(\n\x07matches\x18\x03 \x03(\x0b\x32\x17.personae.v1.MatcherHit\x12\x45\n\x06scores\x18\x04 \x03(\x0b\x32\x35.personae.v1.PolicyServiceExplainResponse.ScoresEntry\x12N\n\x0b\x63omparisons\x18\x05 \x03(\x0b\x32\x39.personae.v1.PolicyServiceExplainResponse.ScoreComparison\x12\x15\n\rtemplate_text\x18\x06 \x01(\t\x12\x13\n\x0bnotice_code\x18\x07 \x01(\t\x12\x13\n\x0bnotice_text\x18\x08 \x01(\t\x12\x32\n\tstatement\x18\t \x01(\x0b\x32\x1f.personae.v1.StatementOfReasons\x12\x36\n\x12\x61ppeal_expire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12G\n\x07signals\x18\x0b \x03(\x0b\x32\x36.personae.v1.PolicyServiceExplainResponse.SignalsEntry\x1ah\n\x0fScoreComparison\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\x12\x10\n\x08operator\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cSignalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa4\x01\n\x12StatementOfReasons\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x13\n\x0brestriction\x18\x02 \x01(\t\x12\r\n\x05\x66\x61\x63ts\x18\x03 \x01(\t\x12\x17\n\x0f\x61utomated_means\x18\x04 \x01(\t\x12\x14\n\x0clegal_ground\x18\x05 \x01(\t\x12\x1a\n\x12\x63ontractual_ground\x18\x06 \x01(\t\x12\x0f\n\x07redress\x18\x07 \x01(\t\"\xed\x01\n\x0c\x43onsentEvent\x12\x1b\n\x07subject\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x38\n\x07purpose\x18\x02 \x01(\x0e\x32\x1b.personae.v1.ConsentPurposeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x19.personae.v1.ConsentStateB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x08\x65vidence\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x34\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"q\n\x14RecordConsentRequest\x12\x38\n\rconsent_event\x18\x01 \x01(\x0b\x32\x19.personae.v1.ConsentEventB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"p\n\x18ListConsentEventsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"g\n\x19ListConsentEventsResponse\x12\x31\n\x0e\x63onsent_events\x18\x01 \x03(\x0b\x32\x19.personae.v1.ConsentEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*J\n\x07\x41geBand\x12\x18\n\x14\x41GE_BAND_UNSPECIFIED\x10\x00\x12\x11\n\rAGE_BAND_TEEN\x10\x01\x12\x12\n\x0e\x41GE_BAND_ADULT\x10\x02*k\n\x0e\x43onsentPurpose\x12\x1f\n\x1b\x43ONSENT_PURPOSE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ONSENT_PURPOSE_LIKENESS\x10\x01\x12\x1a\n\x16\x43ONSENT_PURPOSE_MEMORY\x10\x02*e\n\x0c\x43onsentState\x12\x1d\n\x19\x43ONSENT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONSENT_STATE_GRANTED\x10\x01\x12\x1b\n\x17\x43ONSENT_STATE_WITHDRAWN\x10\x02\x32\xbe\x07\n\rPolicyService\x12G\n\x08\x43lassify\x12\x1c.personae.v1.ClassifyRequest\x1a\x1d.personae.v1.ClassifyResponse\x12\x45\n\x0bGetDecision\x12\x1f.personae.v1.GetDecisionRequest\x1a\x15.personae.v1.Decision\x12V\n\rListDecisions\x12!.personae.v1.ListDecisionsRequest\x1a\".personae.v1.ListDecisionsResponse\x12^\n\x07\x45xplain\x12(.personae.v1.PolicyServiceExplainRequest\x1a).personae.v1.PolicyServiceExplainResponse\x12G\n\rPublishBundle\x12!.personae.v1.PublishBundleRequest\x1a\x13.personae.v1.Bundle\x12?\n\tGetBundle\x12\x1d.personae.v1.GetBundleRequest\x1a\x13.personae.v1.Bundle\x12P\n\x0bListBundles\x12\x1f.personae.v1.ListBundlesRequest\x1a .personae.v1.ListBundlesResponse\x12\x42\n\nGetRollout\x12\x1e.personae.v1.GetRolloutRequest\x1a\x14.personae.v1.Rollout\x12\x42\n\nSetRollout\x12\x1e.personae.v1.SetRolloutRequest\x1a\x14.personae.v1.Rollout\x12L\n\x0fRollbackRollout\x12#.personae.v1.RollbackRolloutRequest\x1a\x14.personae.v1.Rollout\x12h\n\x13ListShadowDecisions\x12\'.personae.v1.ListShadowDecisionsRequest\x1a(.personae.v1.ListShadowDecisionsResponse\x12I\n\x0cReplayBundle\x12 .personae.v1.ReplayBundleRequest\x1a\x17.personae.v1.BundleDiff2\xc3\x01\n\x0e\x43onsentService\x12M\n\rRecordConsent\x12!.personae.v1.RecordConsentRequest\x1a\x19.personae.v1.ConsentEvent\x12\x62\n\x11ListConsentEvents\x12%.personae.v1.ListConsentEventsRequest\x1a&.personae.v1.ListConsentEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'personae.v1.policy_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CLASSIFYREQUEST_SIGNALSENTRY']._loaded_options = None
+  _globals['_CLASSIFYREQUEST_SIGNALSENTRY']._serialized_options = b'8\001'
   _globals['_CLASSIFYREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CLASSIFYREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
   _globals['_CLASSIFYREQUEST'].fields_by_name['text']._loaded_options = None
-  _globals['_CLASSIFYREQUEST'].fields_by_name['text']._serialized_options = b'\272H\010r\006\020\001\030\240\234\001'
+  _globals['_CLASSIFYREQUEST'].fields_by_name['text']._serialized_options = b'\272H\006r\004\030\240\234\001'
   _globals['_CLASSIFYREQUEST'].fields_by_name['stage']._loaded_options = None
   _globals['_CLASSIFYREQUEST'].fields_by_name['stage']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_CLASSIFYREQUEST'].fields_by_name['persona_type']._loaded_options = None
@@ -48,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYREQUEST'].fields_by_name['age_band']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CLASSIFYREQUEST'].fields_by_name['region_code']._loaded_options = None
   _globals['_CLASSIFYREQUEST'].fields_by_name['region_code']._serialized_options = b'\272H\021r\0172\r^([A-Z]{2})?$'
+  _globals['_CLASSIFYREQUEST'].fields_by_name['persona']._loaded_options = None
+  _globals['_CLASSIFYREQUEST'].fields_by_name['persona']._serialized_options = b'\272H\005r\003\030\220\003'
   _globals['_CLASSIFYRESPONSE_SCORESENTRY']._loaded_options = None
   _globals['_CLASSIFYRESPONSE_SCORESENTRY']._serialized_options = b'8\001'
   _globals['_GETDECISIONREQUEST'].fields_by_name['name']._loaded_options = None
@@ -72,6 +77,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYSERVICEEXPLAINREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
   _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._loaded_options = None
   _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._serialized_options = b'8\001'
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SIGNALSENTRY']._loaded_options = None
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SIGNALSENTRY']._serialized_options = b'8\001'
   _globals['_CONSENTEVENT'].fields_by_name['subject']._loaded_options = None
   _globals['_CONSENTEVENT'].fields_by_name['subject']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
   _globals['_CONSENTEVENT'].fields_by_name['purpose']._loaded_options = None
@@ -92,50 +99,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCONSENTEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTCONSENTEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTCONSENTEVENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
-  _globals['_AGEBAND']._serialized_start=3413
-  _globals['_AGEBAND']._serialized_end=3487
-  _globals['_CONSENTPURPOSE']._serialized_start=3489
-  _globals['_CONSENTPURPOSE']._serialized_end=3596
-  _globals['_CONSENTSTATE']._serialized_start=3598
-  _globals['_CONSENTSTATE']._serialized_end=3699
-  _globals['_CLASSIFYREQUEST']._serialized_start=205
-  _globals['_CLASSIFYREQUEST']._serialized_end=481
-  _globals['_CLASSIFYRESPONSE']._serialized_start=484
-  _globals['_CLASSIFYRESPONSE']._serialized_end=816
-  _globals['_CLASSIFYRESPONSE_SCORESENTRY']._serialized_start=771
-  _globals['_CLASSIFYRESPONSE_SCORESENTRY']._serialized_end=816
-  _globals['_RULEHIT']._serialized_start=819
-  _globals['_RULEHIT']._serialized_end=989
-  _globals['_MATCHERHIT']._serialized_start=991
-  _globals['_MATCHERHIT']._serialized_end=1051
-  _globals['_DECISION']._serialized_start=1054
-  _globals['_DECISION']._serialized_end=1453
-  _globals['_GETDECISIONREQUEST']._serialized_start=1455
-  _globals['_GETDECISIONREQUEST']._serialized_end=1501
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=1504
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=1891
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=1893
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=1983
-  _globals['_POLICYSERVICEEXPLAINREQUEST']._serialized_start=1985
-  _globals['_POLICYSERVICEEXPLAINREQUEST']._serialized_end=2040
-  _globals['_POLICYSERVICEEXPLAINRESPONSE']._serialized_start=2043
-  _globals['_POLICYSERVICEEXPLAINRESPONSE']._serialized_end=2670
-  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORECOMPARISON']._serialized_start=2519
-  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORECOMPARISON']._serialized_end=2623
-  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._serialized_start=771
-  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._serialized_end=816
-  _globals['_STATEMENTOFREASONS']._serialized_start=2673
-  _globals['_STATEMENTOFREASONS']._serialized_end=2837
-  _globals['_CONSENTEVENT']._serialized_start=2840
-  _globals['_CONSENTEVENT']._serialized_end=3077
-  _globals['_RECORDCONSENTREQUEST']._serialized_start=3079
-  _globals['_RECORDCONSENTREQUEST']._serialized_end=3192
-  _globals['_LISTCONSENTEVENTSREQUEST']._serialized_start=3194
-  _globals['_LISTCONSENTEVENTSREQUEST']._serialized_end=3306
-  _globals['_LISTCONSENTEVENTSRESPONSE']._serialized_start=3308
-  _globals['_LISTCONSENTEVENTSRESPONSE']._serialized_end=3411
-  _globals['_POLICYSERVICE']._serialized_start=3702
-  _globals['_POLICYSERVICE']._serialized_end=4045
-  _globals['_CONSENTSERVICE']._serialized_start=4048
-  _globals['_CONSENTSERVICE']._serialized_end=4243
+  _globals['_AGEBAND']._serialized_start=3693
+  _globals['_AGEBAND']._serialized_end=3767
+  _globals['_CONSENTPURPOSE']._serialized_start=3769
+  _globals['_CONSENTPURPOSE']._serialized_end=3876
+  _globals['_CONSENTSTATE']._serialized_start=3878
+  _globals['_CONSENTSTATE']._serialized_end=3979
+  _globals['_CLASSIFYREQUEST']._serialized_start=231
+  _globals['_CLASSIFYREQUEST']._serialized_end=640
+  _globals['_CLASSIFYREQUEST_SIGNALSENTRY']._serialized_start=594
+  _globals['_CLASSIFYREQUEST_SIGNALSENTRY']._serialized_end=640
+  _globals['_CLASSIFYRESPONSE']._serialized_start=643
+  _globals['_CLASSIFYRESPONSE']._serialized_end=975
+  _globals['_CLASSIFYRESPONSE_SCORESENTRY']._serialized_start=930
+  _globals['_CLASSIFYRESPONSE_SCORESENTRY']._serialized_end=975
+  _globals['_RULEHIT']._serialized_start=978
+  _globals['_RULEHIT']._serialized_end=1148
+  _globals['_MATCHERHIT']._serialized_start=1150
+  _globals['_MATCHERHIT']._serialized_end=1210
+  _globals['_DECISION']._serialized_start=1213
+  _globals['_DECISION']._serialized_end=1612
+  _globals['_GETDECISIONREQUEST']._serialized_start=1614
+  _globals['_GETDECISIONREQUEST']._serialized_end=1660
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=1663
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=2050
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=2052
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=2142
+  _globals['_POLICYSERVICEEXPLAINREQUEST']._serialized_start=2144
+  _globals['_POLICYSERVICEEXPLAINREQUEST']._serialized_end=2199
+  _globals['_POLICYSERVICEEXPLAINRESPONSE']._serialized_start=2202
+  _globals['_POLICYSERVICEEXPLAINRESPONSE']._serialized_end=2950
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORECOMPARISON']._serialized_start=2751
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORECOMPARISON']._serialized_end=2855
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._serialized_start=930
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SCORESENTRY']._serialized_end=975
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SIGNALSENTRY']._serialized_start=594
+  _globals['_POLICYSERVICEEXPLAINRESPONSE_SIGNALSENTRY']._serialized_end=640
+  _globals['_STATEMENTOFREASONS']._serialized_start=2953
+  _globals['_STATEMENTOFREASONS']._serialized_end=3117
+  _globals['_CONSENTEVENT']._serialized_start=3120
+  _globals['_CONSENTEVENT']._serialized_end=3357
+  _globals['_RECORDCONSENTREQUEST']._serialized_start=3359
+  _globals['_RECORDCONSENTREQUEST']._serialized_end=3472
+  _globals['_LISTCONSENTEVENTSREQUEST']._serialized_start=3474
+  _globals['_LISTCONSENTEVENTSREQUEST']._serialized_end=3586
+  _globals['_LISTCONSENTEVENTSRESPONSE']._serialized_start=3588
+  _globals['_LISTCONSENTEVENTSRESPONSE']._serialized_end=3691
+  _globals['_POLICYSERVICE']._serialized_start=3982
+  _globals['_POLICYSERVICE']._serialized_end=4940
+  _globals['_CONSENTSERVICE']._serialized_start=4943
+  _globals['_CONSENTSERVICE']._serialized_end=5138
 # @@protoc_insertion_point(module_scope)

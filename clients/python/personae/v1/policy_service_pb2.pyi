@@ -3,6 +3,7 @@ import datetime
 from buf.validate import validate_pb2 as _validate_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from personae.v1 import bundle_pb2 as _bundle_pb2
 from personae.v1 import event_pb2 as _event_pb2
 from personae.v1 import persona_service_pb2 as _persona_service_pb2
 from google.protobuf.internal import containers as _containers
@@ -42,20 +43,31 @@ CONSENT_STATE_GRANTED: ConsentState
 CONSENT_STATE_WITHDRAWN: ConsentState
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("parent", "text", "stage", "persona_type", "age_band", "region_code")
+    __slots__ = ("parent", "text", "stage", "persona_type", "age_band", "region_code", "signals", "persona")
+    class SignalsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     PARENT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     PERSONA_TYPE_FIELD_NUMBER: _ClassVar[int]
     AGE_BAND_FIELD_NUMBER: _ClassVar[int]
     REGION_CODE_FIELD_NUMBER: _ClassVar[int]
+    SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_FIELD_NUMBER: _ClassVar[int]
     parent: str
     text: str
     stage: _event_pb2.PolicyStage
     persona_type: _persona_service_pb2.PersonaType
     age_band: AgeBand
     region_code: str
-    def __init__(self, parent: _Optional[str] = ..., text: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ...) -> None: ...
+    signals: _containers.ScalarMap[str, float]
+    persona: str
+    def __init__(self, parent: _Optional[str] = ..., text: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ..., signals: _Optional[_Mapping[str, float]] = ..., persona: _Optional[str] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("action", "category", "reason_code", "rules", "matches", "scores", "bundle_version", "template_text")
@@ -189,7 +201,7 @@ class PolicyServiceExplainRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class PolicyServiceExplainResponse(_message.Message):
-    __slots__ = ("decision", "rules", "matches", "scores", "comparisons", "template_text", "notice_code", "notice_text", "statement", "appeal_expire_time")
+    __slots__ = ("decision", "rules", "matches", "scores", "comparisons", "template_text", "notice_code", "notice_text", "statement", "appeal_expire_time", "signals")
     class ScoreComparison(_message.Message):
         __slots__ = ("rule_id", "category", "score", "operator", "threshold")
         RULE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +222,13 @@ class PolicyServiceExplainResponse(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class SignalsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     DECISION_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     MATCHES_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +239,7 @@ class PolicyServiceExplainResponse(_message.Message):
     NOTICE_TEXT_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     APPEAL_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SIGNALS_FIELD_NUMBER: _ClassVar[int]
     decision: Decision
     rules: _containers.RepeatedCompositeFieldContainer[RuleHit]
     matches: _containers.RepeatedCompositeFieldContainer[MatcherHit]
@@ -230,7 +250,8 @@ class PolicyServiceExplainResponse(_message.Message):
     notice_text: str
     statement: StatementOfReasons
     appeal_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., comparisons: _Optional[_Iterable[_Union[PolicyServiceExplainResponse.ScoreComparison, _Mapping]]] = ..., template_text: _Optional[str] = ..., notice_code: _Optional[str] = ..., notice_text: _Optional[str] = ..., statement: _Optional[_Union[StatementOfReasons, _Mapping]] = ..., appeal_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    signals: _containers.ScalarMap[str, float]
+    def __init__(self, decision: _Optional[_Union[Decision, _Mapping]] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., comparisons: _Optional[_Iterable[_Union[PolicyServiceExplainResponse.ScoreComparison, _Mapping]]] = ..., template_text: _Optional[str] = ..., notice_code: _Optional[str] = ..., notice_text: _Optional[str] = ..., statement: _Optional[_Union[StatementOfReasons, _Mapping]] = ..., appeal_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., signals: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StatementOfReasons(_message.Message):
     __slots__ = ("reason", "restriction", "facts", "automated_means", "legal_ground", "contractual_ground", "redress")

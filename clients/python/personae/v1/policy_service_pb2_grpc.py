@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from personae.v1 import bundle_pb2 as personae_dot_v1_dot_bundle__pb2
 from personae.v1 import policy_service_pb2 as personae_dot_v1_dot_policy__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -55,6 +56,46 @@ class PolicyServiceStub:
                 request_serializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.FromString,
                 _registered_method=True)
+        self.PublishBundle = channel.unary_unary(
+                '/personae.v1.PolicyService/PublishBundle',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.PublishBundleRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.Bundle.FromString,
+                _registered_method=True)
+        self.GetBundle = channel.unary_unary(
+                '/personae.v1.PolicyService/GetBundle',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.GetBundleRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.Bundle.FromString,
+                _registered_method=True)
+        self.ListBundles = channel.unary_unary(
+                '/personae.v1.PolicyService/ListBundles',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.ListBundlesRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.ListBundlesResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/personae.v1.PolicyService/GetRollout',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.SetRollout = channel.unary_unary(
+                '/personae.v1.PolicyService/SetRollout',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.SetRolloutRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.RollbackRollout = channel.unary_unary(
+                '/personae.v1.PolicyService/RollbackRollout',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.RollbackRolloutRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.ListShadowDecisions = channel.unary_unary(
+                '/personae.v1.PolicyService/ListShadowDecisions',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsResponse.FromString,
+                _registered_method=True)
+        self.ReplayBundle = channel.unary_unary(
+                '/personae.v1.PolicyService/ReplayBundle',
+                request_serializer=personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_bundle__pb2.BundleDiff.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -90,6 +131,64 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishBundle(self, request, context):
+        """Keeps a signed bundle of rules whose tests pass. It judges nobody before it
+        is rolled out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBundle(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBundles(self, request, context):
+        """Lists bundles, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """Which bundles judge a tenant's sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRollout(self, request, context):
+        """Rolls a bundle out, by stages. Turns that run end with the bundle that they
+        began with; all others have the new state at once on every host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackRollout(self, request, context):
+        """Drops the candidate; where there is none, goes back to the bundle before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListShadowDecisions(self, request, context):
+        """Lists what a bundle in shadow would have decided, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayBundle(self, request, context):
+        """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
+        answers with no words of anybody's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +211,46 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.FromString,
                     response_serializer=personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.SerializeToString,
+            ),
+            'PublishBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishBundle,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.PublishBundleRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.Bundle.SerializeToString,
+            ),
+            'GetBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBundle,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.GetBundleRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.Bundle.SerializeToString,
+            ),
+            'ListBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBundles,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.ListBundlesRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.ListBundlesResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.GetRolloutRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.Rollout.SerializeToString,
+            ),
+            'SetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRollout,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.SetRolloutRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.Rollout.SerializeToString,
+            ),
+            'RollbackRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackRollout,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.RollbackRolloutRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.Rollout.SerializeToString,
+            ),
+            'ListShadowDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShadowDecisions,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsResponse.SerializeToString,
+            ),
+            'ReplayBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayBundle,
+                    request_deserializer=personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_bundle__pb2.BundleDiff.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +362,222 @@ class PolicyService:
             '/personae.v1.PolicyService/Explain',
             personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainRequest.SerializeToString,
             personae_dot_v1_dot_policy__service__pb2.PolicyServiceExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/PublishBundle',
+            personae_dot_v1_dot_bundle__pb2.PublishBundleRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.Bundle.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/GetBundle',
+            personae_dot_v1_dot_bundle__pb2.GetBundleRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.Bundle.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/ListBundles',
+            personae_dot_v1_dot_bundle__pb2.ListBundlesRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.ListBundlesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/GetRollout',
+            personae_dot_v1_dot_bundle__pb2.GetRolloutRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/SetRollout',
+            personae_dot_v1_dot_bundle__pb2.SetRolloutRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/RollbackRollout',
+            personae_dot_v1_dot_bundle__pb2.RollbackRolloutRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShadowDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/ListShadowDecisions',
+            personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.ListShadowDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/ReplayBundle',
+            personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.SerializeToString,
+            personae_dot_v1_dot_bundle__pb2.BundleDiff.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from personae.v1 import bundle_pb2 as _bundle_pb2
 from personae.v1 import policy_service_pb2 as _policy_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -43,6 +44,27 @@ class PolicyServiceStub:
     """Why a decision was taken, from its record alone: also when the rules have
     changed since. Never holds the text that was judged.
     """
+    PublishBundle: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.PublishBundleRequest, _bundle_pb2.Bundle]
+    """Keeps a signed bundle of rules whose tests pass. It judges nobody before it
+    is rolled out.
+    """
+    GetBundle: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.GetBundleRequest, _bundle_pb2.Bundle]
+    ListBundles: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.ListBundlesRequest, _bundle_pb2.ListBundlesResponse]
+    """Lists bundles, newest first."""
+    GetRollout: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.GetRolloutRequest, _bundle_pb2.Rollout]
+    """Which bundles judge a tenant's sessions."""
+    SetRollout: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.SetRolloutRequest, _bundle_pb2.Rollout]
+    """Rolls a bundle out, by stages. Turns that run end with the bundle that they
+    began with; all others have the new state at once on every host.
+    """
+    RollbackRollout: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.RollbackRolloutRequest, _bundle_pb2.Rollout]
+    """Drops the candidate; where there is none, goes back to the bundle before."""
+    ListShadowDecisions: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.ListShadowDecisionsRequest, _bundle_pb2.ListShadowDecisionsResponse]
+    """Lists what a bundle in shadow would have decided, newest first."""
+    ReplayBundle: _grpc.UnaryUnaryMultiCallable[_bundle_pb2.ReplayBundleRequest, _bundle_pb2.BundleDiff]
+    """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
+    answers with no words of anybody's.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -58,6 +80,27 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.PolicyServiceExplainRequest, _policy_service_pb2.PolicyServiceExplainResponse]  # type: ignore[assignment]
     """Why a decision was taken, from its record alone: also when the rules have
     changed since. Never holds the text that was judged.
+    """
+    PublishBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.PublishBundleRequest, _bundle_pb2.Bundle]  # type: ignore[assignment]
+    """Keeps a signed bundle of rules whose tests pass. It judges nobody before it
+    is rolled out.
+    """
+    GetBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.GetBundleRequest, _bundle_pb2.Bundle]  # type: ignore[assignment]
+    ListBundles: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ListBundlesRequest, _bundle_pb2.ListBundlesResponse]  # type: ignore[assignment]
+    """Lists bundles, newest first."""
+    GetRollout: _aio.UnaryUnaryMultiCallable[_bundle_pb2.GetRolloutRequest, _bundle_pb2.Rollout]  # type: ignore[assignment]
+    """Which bundles judge a tenant's sessions."""
+    SetRollout: _aio.UnaryUnaryMultiCallable[_bundle_pb2.SetRolloutRequest, _bundle_pb2.Rollout]  # type: ignore[assignment]
+    """Rolls a bundle out, by stages. Turns that run end with the bundle that they
+    began with; all others have the new state at once on every host.
+    """
+    RollbackRollout: _aio.UnaryUnaryMultiCallable[_bundle_pb2.RollbackRolloutRequest, _bundle_pb2.Rollout]  # type: ignore[assignment]
+    """Drops the candidate; where there is none, goes back to the bundle before."""
+    ListShadowDecisions: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ListShadowDecisionsRequest, _bundle_pb2.ListShadowDecisionsResponse]  # type: ignore[assignment]
+    """Lists what a bundle in shadow would have decided, newest first."""
+    ReplayBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ReplayBundleRequest, _bundle_pb2.BundleDiff]  # type: ignore[assignment]
+    """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
+    answers with no words of anybody's.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +138,75 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_service_pb2.PolicyServiceExplainResponse, _abc.Awaitable[_policy_service_pb2.PolicyServiceExplainResponse]]:
         """Why a decision was taken, from its record alone: also when the rules have
         changed since. Never holds the text that was judged.
+        """
+
+    @_abc_1.abstractmethod
+    def PublishBundle(
+        self,
+        request: _bundle_pb2.PublishBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.Bundle, _abc.Awaitable[_bundle_pb2.Bundle]]:
+        """Keeps a signed bundle of rules whose tests pass. It judges nobody before it
+        is rolled out.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBundle(
+        self,
+        request: _bundle_pb2.GetBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.Bundle, _abc.Awaitable[_bundle_pb2.Bundle]]: ...
+
+    @_abc_1.abstractmethod
+    def ListBundles(
+        self,
+        request: _bundle_pb2.ListBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.ListBundlesResponse, _abc.Awaitable[_bundle_pb2.ListBundlesResponse]]:
+        """Lists bundles, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetRollout(
+        self,
+        request: _bundle_pb2.GetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.Rollout, _abc.Awaitable[_bundle_pb2.Rollout]]:
+        """Which bundles judge a tenant's sessions."""
+
+    @_abc_1.abstractmethod
+    def SetRollout(
+        self,
+        request: _bundle_pb2.SetRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.Rollout, _abc.Awaitable[_bundle_pb2.Rollout]]:
+        """Rolls a bundle out, by stages. Turns that run end with the bundle that they
+        began with; all others have the new state at once on every host.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackRollout(
+        self,
+        request: _bundle_pb2.RollbackRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.Rollout, _abc.Awaitable[_bundle_pb2.Rollout]]:
+        """Drops the candidate; where there is none, goes back to the bundle before."""
+
+    @_abc_1.abstractmethod
+    def ListShadowDecisions(
+        self,
+        request: _bundle_pb2.ListShadowDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.ListShadowDecisionsResponse, _abc.Awaitable[_bundle_pb2.ListShadowDecisionsResponse]]:
+        """Lists what a bundle in shadow would have decided, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReplayBundle(
+        self,
+        request: _bundle_pb2.ReplayBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bundle_pb2.BundleDiff, _abc.Awaitable[_bundle_pb2.BundleDiff]]:
+        """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
+        answers with no words of anybody's.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
-from personae.v1 import event_pb2, persona_service_pb2
+from personae.v1 import bundle_pb2, event_pb2, persona_service_pb2
 from personae.v1 import policy_service_pb2 as pb
 from personae.v1.policy_service_pb2_grpc import PolicyServiceStub
-from personae_client.transport import Transport, pages
+from personae_client.transport import Transport, new_request_id, pages
 
 
 class Policy:
@@ -27,8 +27,16 @@ class Policy:
         persona_type: persona_service_pb2.PersonaType = persona_service_pb2.PERSONA_TYPE_UNSPECIFIED,
         age_band: pb.AgeBand = pb.AGE_BAND_UNSPECIFIED,
         region_code: str = "",
+        signals: Mapping[str, float] | None = None,
+        persona: str = "",
     ) -> pb.ClassifyResponse:
-        """Decide as a turn of a tenant would, explain, and record nothing."""
+        """Decide as a turn of a tenant would, explain, and record nothing.
+
+        Args:
+            text: "" at stage SIGNAL.
+            signals: how somebody behaves, by name, at stage SIGNAL.
+            persona: name of a persona or revision, for rules that are scoped by them.
+        """
         request = pb.ClassifyRequest(
             parent=parent,
             text=text,
@@ -36,6 +44,8 @@ class Policy:
             persona_type=persona_type,
             age_band=age_band,
             region_code=region_code,
+            signals=signals,
+            persona=persona,
         )
         return await self._transport.unary(self._stub.Classify, request)
 
@@ -85,3 +95,106 @@ class Policy:
         async for page in pages(fetch):
             for decision in page.decisions:
                 yield decision
+
+    # -- bundles -------------------------------------------------------------
+
+    async def publish_bundle(
+        self, parent: str, content: bytes, signature: bytes = b"", *, request_id: str | None = None
+    ) -> bundle_pb2.Bundle:
+        """Publish a bundle of rules for a tenant; it judges nobody before it is rolled out.
+
+        Args:
+            content: the YAML file as it was signed.
+            signature: detached, Ed25519, 64 bytes.
+        """
+        request = bundle_pb2.PublishBundleRequest(
+            parent=parent, content=content, signature=signature, request_id=request_id or new_request_id()
+        )
+        return await self._transport.unary(self._stub.PublishBundle, request)
+
+    async def bundle(self, name: str) -> bundle_pb2.Bundle:
+        """A bundle, with its content."""
+        return await self._transport.unary(self._stub.GetBundle, bundle_pb2.GetBundleRequest(name=name))
+
+    async def list_bundles(self, parent: str, *, page_size: int = 0) -> AsyncIterator[bundle_pb2.Bundle]:
+        """A tenant's bundles, newest first, without their content; pages are fetched as needed."""
+
+        async def fetch(token: str) -> bundle_pb2.ListBundlesResponse:
+            request = bundle_pb2.ListBundlesRequest(parent=parent, page_size=page_size, page_token=token)
+            return await self._transport.unary(self._stub.ListBundles, request)
+
+        async for page in pages(fetch):
+            for bundle in page.bundles:
+                yield bundle
+
+    async def rollout(self, parent: str) -> bundle_pb2.Rollout:
+        """Which bundles judge a tenant's sessions."""
+        request = bundle_pb2.GetRolloutRequest(name=f"{parent}/rollout")
+        return await self._transport.unary(self._stub.GetRollout, request)
+
+    async def set_rollout(
+        self,
+        parent: str,
+        bundle: str,
+        stage: bundle_pb2.RolloutStage,
+        *,
+        percent: int = 0,
+        etag: str = "",
+        request_id: str | None = None,
+    ) -> bundle_pb2.Rollout:
+        """Roll a bundle of a tenant out.
+
+        Args:
+            bundle: its name; "" is the host's own, for FULL only.
+            percent: 1 to 99, for PERCENTAGE only.
+            etag: of the rollout as it was read.
+        """
+        request = bundle_pb2.SetRolloutRequest(
+            name=f"{parent}/rollout",
+            bundle=bundle,
+            stage=stage,
+            percent=percent,
+            etag=etag,
+            request_id=request_id or new_request_id(),
+        )
+        return await self._transport.unary(self._stub.SetRollout, request)
+
+    async def rollback(self, parent: str, *, etag: str = "", request_id: str | None = None) -> bundle_pb2.Rollout:
+        """Drop a tenant's candidate; where there is none, go back to the bundle before."""
+        request = bundle_pb2.RollbackRolloutRequest(
+            name=f"{parent}/rollout", etag=etag, request_id=request_id or new_request_id()
+        )
+        return await self._transport.unary(self._stub.RollbackRollout, request)
+
+    async def list_shadow_decisions(
+        self, bundle: str, *, differing: bool = False, page_size: int = 0
+    ) -> AsyncIterator[bundle_pb2.ShadowDecision]:
+        """What a bundle in shadow would have decided, newest first; pages are fetched as needed."""
+
+        async def fetch(token: str) -> bundle_pb2.ListShadowDecisionsResponse:
+            request = bundle_pb2.ListShadowDecisionsRequest(
+                parent=bundle, differing=differing, page_size=page_size, page_token=token
+            )
+            return await self._transport.unary(self._stub.ListShadowDecisions, request)
+
+        async for page in pages(fetch):
+            for decision in page.shadow_decisions:
+                yield decision
+
+    async def replay(
+        self,
+        parent: str,
+        old: bundle_pb2.BundleSource,
+        new: bundle_pb2.BundleSource,
+        *,
+        limit: int = 0,
+        start: datetime | None = None,
+    ) -> bundle_pb2.BundleDiff:
+        """What two bundles decide of a tenant's recorded traffic.
+
+        Args:
+            limit: turns at most, and decisions at most; 0 means 200.
+            start: aware; only from then on.
+        """
+        request = bundle_pb2.ReplayBundleRequest(parent=parent, old=old, new=new, limit=limit, start_time=start)
+        return await self._transport.unary(self._stub.ReplayBundle, request)
