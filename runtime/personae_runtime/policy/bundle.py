@@ -633,7 +633,9 @@ def parse_bundle(
         spec = BundleSpec.model_validate(raw)
         bundle = Bundle(spec, hashed.hexdigest(), frozenset(rule["id"] for rule in fixed.get("rules", ())))
         bundle.test(scorer)
-        mine = {f"templates: {key}": text for key, text in spec.templates.items() if key in (own.get("templates") or ())}
+        mine = {
+            f"templates: {key}": text for key, text in spec.templates.items() if key in (own.get("templates") or ())
+        }
         for code in own.get("notices") or ():
             texts = {"default": spec.notices[code].default, **spec.notices[code].regions}
             mine |= {f"notices: {code}: {region}": text for region, text in texts.items()}

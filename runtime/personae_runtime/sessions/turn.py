@@ -55,6 +55,7 @@ from personae_runtime.personas.definition import PersonaDefinition
 from personae_runtime.personas.types import persona_type
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.protocols import Tier
 from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.sessions.events import (
     Body,
@@ -274,7 +275,15 @@ class TurnRunner:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
             started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
-            admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+            context_of = PolicyContext(persona.type, AgeBand(session.age_band), session.region_code)
+            admission = await self._sessions.admit(
+                session,
+                cipher,
+                turn_id,
+                text,
+                started,
+                lambda clocks, now, first: self._policy.protocols.attend(clocks, now, context_of, first=first),
+            )
         if not admission.new:
             if not admission.running:
                 return None
@@ -306,12 +315,13 @@ class TurnRunner:
             ),
             context=context,
             history_from=admission.history_from,
-            policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code),
+            policy=context_of,
         )
         turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
+        turn.events += admission.notices
         turn.recorder = Recorder(
             turn_id,
-            admission.first_event_id + 1,
+            admission.first_event_id + 1 + len(admission.notices),
             seal=lambda event: self._sessions.row(session.session_pk, admission.turn_no, cipher, event),
             append=lambda rows: self._writer.append(rows, admission.owner),
             may_release=lambda: self._may_release(turn),
@@ -327,7 +337,8 @@ class TurnRunner:
         self._running += 1
         if not hub.views:
             hub.unwatched_since = time.monotonic()
-        hub.publish(turn.events[0])
+        for event in turn.events:
+            hub.publish(event)
         self._telemetry.active_turns.add(1)
         turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
         return turn
@@ -444,6 +455,11 @@ class TurnRunner:
     async def _gate_input(self, turn: LiveTurn) -> Decision:
         with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
             decision = await self._policy.decide(Stage.INPUT, turn.text, turn.policy)
+            protocols, judged = self._policy.protocols, decision
+            if turn.admission.risk.tier or protocols.tier(judged):
+                decision = await self._sessions.sustain(
+                    turn.session, lambda risk, now: protocols.sustain(judged, turn.text, turn.policy, risk, now)
+                )
             await self._note(turn, decision, span)
         turn.in_history = not decision.action.stops
         turn.input_scores = decision.scores
@@ -803,7 +819,8 @@ class TurnRunner:
             self._telemetry.gate_failures.add(1, {names.ATTR_POLICY_STAGE: decision.stage.value})
         if not decision.rules and decision.action is Action.ALLOW:
             return
-        decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision)
+        tier = self._policy.protocols.held_tier(decision) if decision.stage is Stage.INPUT else Tier.NONE
+        decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision, tier=tier)
         if span is not None:
             span.set_attribute(names.ATTR_POLICY_ACTION, decision.action.value)
             span.set_attribute(names.ATTR_POLICY_REASON_CODE, decision.reason_code)

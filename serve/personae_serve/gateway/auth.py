@@ -62,6 +62,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.PolicyService/GetDecision": "decisions.get",
     "/personae.v1.PolicyService/ListDecisions": "decisions.list",
     "/personae.v1.PolicyService/Explain": "decisions.get",
+    "/personae.v1.PolicyService/CountCrisisReferrals": "decisions.count",
     "/personae.v1.ReviewService/AppealDecision": "appeals.create",
     "/personae.v1.ReviewService/GetAppeal": "appeals.get",
     "/personae.v1.ReviewService/LeaseReview": "reviews.resolve",

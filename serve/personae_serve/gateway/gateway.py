@@ -11,6 +11,7 @@ import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
 
@@ -25,6 +26,7 @@ from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -157,6 +159,7 @@ class Gateway:
                 settings.memory.enabled and not policy.check_memory(text, context).action.stops
             ),
             draw=draw,
+            escalation_due=timedelta(hours=settings.reviews.due_hours_escalated),
         )
         personas = PersonaLedger(stores.database, stores.vault)
 
@@ -260,7 +263,12 @@ class Gateway:
                 stores.vault,
             ),
             policy=PolicyServicer(
-                policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
+                policy,
+                DecisionLedger(stores.database),
+                reviews,
+                ProtocolLedger(stores.database),
+                stores.vault,
+                settings.policy.redress,
             ),
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, stores.vault),

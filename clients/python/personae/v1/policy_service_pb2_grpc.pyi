@@ -43,6 +43,10 @@ class PolicyServiceStub:
     """Why a decision was taken, from its record alone: also when the rules have
     changed since. Never holds the text that was judged.
     """
+    CountCrisisReferrals: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.CountCrisisReferralsRequest, _policy_service_pb2.CountCrisisReferralsResponse]
+    """How often people were referred to crisis services, by day, region and tier:
+    counts alone, which stay when people are erased.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -58,6 +62,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.PolicyServiceExplainRequest, _policy_service_pb2.PolicyServiceExplainResponse]  # type: ignore[assignment]
     """Why a decision was taken, from its record alone: also when the rules have
     changed since. Never holds the text that was judged.
+    """
+    CountCrisisReferrals: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.CountCrisisReferralsRequest, _policy_service_pb2.CountCrisisReferralsResponse]  # type: ignore[assignment]
+    """How often people were referred to crisis services, by day, region and tier:
+    counts alone, which stay when people are erased.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +103,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_policy_service_pb2.PolicyServiceExplainResponse, _abc.Awaitable[_policy_service_pb2.PolicyServiceExplainResponse]]:
         """Why a decision was taken, from its record alone: also when the rules have
         changed since. Never holds the text that was judged.
+        """
+
+    @_abc_1.abstractmethod
+    def CountCrisisReferrals(
+        self,
+        request: _policy_service_pb2.CountCrisisReferralsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.CountCrisisReferralsResponse, _abc.Awaitable[_policy_service_pb2.CountCrisisReferralsResponse]]:
+        """How often people were referred to crisis services, by day, region and tier:
+        counts alone, which stay when people are erased.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
