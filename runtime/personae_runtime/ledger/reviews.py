@@ -38,8 +38,9 @@ from personae_runtime.policy.priority import HIGH, MEDIUM, Priority, priority
 UPHOLD, OVERTURN, MODIFY = "UPHOLD", "OVERTURN", "MODIFY"
 # An appeal that was erased, or an escalated decision whose person was: nobody is left to decide for.
 _STATE: Final = (
-    "(CASE WHEN r.state = 'OPEN' AND r.appeal_id IS NULL AND (r.origin = 'APPEAL' OR NOT EXISTS (SELECT FROM decisions d"
-    " JOIN sessions s USING (session_pk) WHERE d.decision_id = r.decision_id)) THEN 'WITHDRAWN' ELSE r.state END)"
+    "(CASE WHEN r.state = 'OPEN' AND r.appeal_id IS NULL AND (r.origin = 'APPEAL' OR NOT EXISTS (SELECT FROM"
+    " decisions d JOIN sessions s USING (session_pk) WHERE d.decision_id = r.decision_id))"
+    " THEN 'WITHDRAWN' ELSE r.state END)"
 )
 _REVIEW: Final = (
     f'SELECT r.*, {_STATE} AS "is",'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -148,7 +148,7 @@ class Admission:
     profile_version: int | None = None
     card: bytes | None = None
     has_card: bool = False
-    risk: Risk = Risk()
+    risk: Risk = field(default_factory=Risk)
     notices: tuple[Event, ...] = ()
 
 

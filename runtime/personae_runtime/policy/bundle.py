@@ -619,25 +619,23 @@ def parse_bundle(
     """
     raw = _read(data, name)
     hashed = hashlib.sha256(data)
-    own = raw
-    if raw.get("extends") == "default" and base is not None:
-        hashed.update(base)
-        raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
     fixed: dict[str, Any] = {}
-    if protocols:
-        fixed, content = protocol_rules()
-        hashed.update(content)
-        _refuse_redefinition(own, fixed, name)
-        raw = _merge(raw, fixed)
     try:
+        own = BundleSpec.model_validate(raw)
+        if own.extends and base is not None:
+            hashed.update(base)
+            raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
+        if protocols:
+            fixed, content = protocol_rules()
+            hashed.update(content)
+            _refuse_redefinition(own, fixed)
+            raw = _merge(raw, fixed)
         spec = BundleSpec.model_validate(raw)
         bundle = Bundle(spec, hashed.hexdigest(), frozenset(rule["id"] for rule in fixed.get("rules", ())))
         bundle.test(scorer)
-        mine = {
-            f"templates: {key}": text for key, text in spec.templates.items() if key in (own.get("templates") or ())
-        }
-        for code in own.get("notices") or ():
-            texts = {"default": spec.notices[code].default, **spec.notices[code].regions}
+        mine = {f"templates: {key}": text for key, text in own.templates.items()}
+        for code, notice in own.notices.items():
+            texts = {"default": notice.default, **notice.regions}
             mine |= {f"notices: {code}: {region}": text for region, text in texts.items()}
         bundle.refuse_words(mine)
     except ValidationError as e:
@@ -663,15 +661,17 @@ def protocol_rules() -> tuple[dict[str, Any], bytes]:
     return {**{key: raw[key] for key in ("matchers", "templates", "rules")}, "notices": notices}, content
 
 
-def _refuse_redefinition(own: Mapping[str, Any], fixed: Mapping[str, Any], name: str) -> None:
-    for key in ("matchers", "rules", "templates", "notices"):
-        theirs = own.get(key) or ()
-        ids = {one.get("id") for one in theirs if isinstance(one, dict)} if isinstance(theirs, list) else set(theirs)
-        taken = {one["id"] for one in fixed[key]} if isinstance(fixed[key], list) else set(fixed[key])
-        for redefined in sorted(str(one) for one in ids & taken):
+def _refuse_redefinition(own: BundleSpec, fixed: Mapping[str, Any]) -> None:
+    ids = {
+        "matcher": ({one.id for one in own.matchers}, {one["id"] for one in fixed["matchers"]}),
+        "rule": ({one.id for one in own.rules}, {one["id"] for one in fixed["rules"]}),
+        "template": (set(own.templates), set(fixed["templates"])),
+        "notice": (set(own.notices), set(fixed["notices"])),
+    }
+    for what, (mine, taken) in ids.items():
+        for redefined in sorted(mine & taken):
             raise ConfigError(
-                f"policy bundle {name}: {key.removesuffix('s')} {redefined!r} belongs to a protocol that no bundle can"
-                " change; choose another id"
+                f"{what} {redefined!r} belongs to a protocol that no bundle can change; choose another id"
             )
 
 

@@ -45,7 +45,7 @@ class Policy:
         Raises:
             ConfigError: either can't be used; the message says which rule and key.
         """
-        built = build_scorers(scorers, scorer_timeout_ms, embedder)
+        built: Sequence[Scorer] = build_scorers(scorers, scorer_timeout_ms, embedder)
         # Rules are tested with the n-gram scores whether or not it runs in this deployment.
         tester = next((s for s in built if isinstance(s, NgramScorer)), None) or NgramScorer.load()
         if not any(SELF_HARM in scorer.categories for scorer in built):

@@ -291,7 +291,7 @@ class Protocols:
         own, templates = self._self_harm, self._bundle.templates
         if said and tier == said:
             return decision
-        card = {"notice_code": CRISIS_NOTICE, "notice_text": self._bundle.notice(CRISIS_NOTICE, context.region_code)}
+        card = self._bundle.notice(CRISIS_NOTICE, context.region_code)
         raised = tier > held or bool(said)
         action = Action.ESCALATE if raised and tier is Tier.IMMINENT else Action.BLOCK
         hit = RuleHit(
@@ -304,7 +304,8 @@ class Protocols:
             self._basis,
         )
         if decision.action.stops and decision.category == "identity" and not raised:
-            return replace(decision, rules=(*decision.rules, hit), **card)
+            rules = (*decision.rules, hit)
+            return replace(decision, rules=rules, notice_code=CRISIS_NOTICE, notice_text=card)
         template = own.templates[tier] if raised else own.held.safe_template if safe else own.held.template
         return replace(
             decision,
@@ -314,7 +315,8 @@ class Protocols:
             reason_code=hit.reason_code,
             rules=(hit, *decision.rules),
             template=templates[template],
-            **card,
+            notice_code=CRISIS_NOTICE,
+            notice_text=card,
         )
 
     def held_tier(self, decision: Decision) -> Tier:
