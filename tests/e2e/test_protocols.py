@@ -1,4 +1,4 @@
-"""Protocols over gRPC: self-harm, minors' reminders across sessions, identity, disclosure, and hosts that try without."""
+"""Protocols over gRPC: self-harm, minors' reminders across sessions, identity, disclosure, and a host that tries."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(start_hos
     assert 0 < review.due_time.ToSeconds() - review.create_time.ToSeconds() <= 3600
     code, shown = await run_cli(hosted, "review", "list")
     assert code == 0
-    assert [line for line in shown.splitlines() if "priority" in line][0].count("ESCALATED") == 1
+    assert "ESCALATED" in next(line for line in shown.splitlines() if "priority" in line)
     # It is the first that a reviewer gets, without any words of the person, and is resolved without an appeal.
     reviewer = hosted.caller("key-of-reviewer-1")
     held = (await reviewer.reviews.LeaseReview(review_pb.LeaseReviewRequest(parent="tenants/demo"))).review
@@ -155,10 +155,8 @@ async def test_counts_outlast_the_people_they_are_of(hosted: Hosted) -> None:
     await api.say(session, "I want to die")
     await api.say(session, "I want to die")
     assert await counted(api, "CH") == {"active": (2, 1)}
-    exported = [
-        item.json_line
-        async for item in api.memories.ExportMemories(memory_service_pb2.ExportMemoriesRequest(parent=user))
-    ]
+    call = api.memories.ExportMemories(memory_service_pb2.ExportMemoriesRequest(parent=user))
+    exported = [item.json_line async for item in call]
     assert any('"crisis_referral"' in line for line in exported)
     proof = await api.erase(user)
     assert proof

@@ -59,8 +59,8 @@ async def attend(
         Where they stood in the self-harm protocol, and the reminders to be told with the turn.
     """
     rows = await connection.fetch(
-        "SELECT * FROM protocol_states WHERE scope = $1 OR (person = $2 AND seen_at ="
-        " (SELECT max(seen_at) FROM protocol_states WHERE person = $2))",
+        "SELECT * FROM protocol_states WHERE scope = $1 UNION ALL"
+        " (SELECT * FROM protocol_states WHERE person = $2 ORDER BY seen_at DESC LIMIT 1)",
         scope,
         person,
     )

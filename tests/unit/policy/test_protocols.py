@@ -445,9 +445,8 @@ def test_a_bundle_that_redefines_what_a_protocol_is_made_of_does_not_load(tmp_pa
 )
 def test_a_bundle_whose_own_words_say_what_personas_may_not_does_not_load(tmp_path: Path, key: str, words: str) -> None:
     path = tmp_path / "bundle.yaml"
-    path.write_text(
-        f'version: "1"\ntemplates:\n  {key}: "{words}"\n' + ("" if key == "refusal" else "  refusal: No.\n")
-    )
+    refusal = "" if key == "refusal" else "  refusal: No.\n"
+    path.write_text(f'version: "1"\ntemplates:\n  {key}: "{words}"\n{refusal}')
     with pytest.raises(ConfigError, match=f"templates: {key}: says what rule"):
         load_bundle(path, NgramScorer.load())
 
