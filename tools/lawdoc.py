@@ -82,8 +82,8 @@ def _crisis_lines() -> list[str]:
     lines = protocol_file()[1]
     parts = [
         "\n## Crisis lines\n\nThe card of each region. *Checked* is the day on which number and hours were compared"
-        " with a stored copy of the page given; lines that say *never* have not been compared with anything, and must be"
-        " before the service opens there. Numbers change: check them all again at least once a year.\n\n"
+        " with a stored copy of the page given; lines that say *never* have not been compared with anything, and must"
+        " be before the service opens there. Numbers change: check them all again at least once a year.\n\n"
         "| region | service | number | hours | checked | service's own page |\n|---|---|---|---|---|---|\n"
     ]
     for region, line in sorted(lines["regions"].items()):
