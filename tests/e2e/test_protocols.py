@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.e2e.support import Api, Hosted, failure, kinds, new_turn_id, new_user
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+OPEN = review_pb.REVIEW_STATE_OPEN
 COMPANION = persona_service_pb2.PERSONA_TYPE_COMPANION
 
 
@@ -37,22 +39,13 @@ async def pass_time(hosted: Hosted, minutes: float) -> None:
     )
 
 
-async def counted(api: Api, region: str) -> dict[str, tuple[int, int]]:
+async def counted(api: Api, region: str, parent: str = "tenants/demo") -> dict[str, tuple[int, int]]:
     """Referrals and people of a region today, by tier."""
     day = datetime.now(UTC).date()
     response = await api.policy.CountCrisisReferrals(
-        pb.CountCrisisReferralsRequest(
-            parent="tenants/demo", start_date=day.isoformat(), end_date=f"{day.year + 1}-01-02"
-        )
+        pb.CountCrisisReferralsRequest(parent=parent, start_date=day.isoformat(), end_date=f"{day.year + 1}-01-02")
     )
     return {one.tier: (one.referrals, one.people) for one in response.counts if one.region_code == region}
-
-
-async def escalated(api: Api) -> list[review_pb.Review]:
-    listed = await api.reviews.ListReviews(
-        review_pb.ListReviewsRequest(parent="tenants/demo", page_size=200, state=review_pb.REVIEW_STATE_OPEN)
-    )
-    return [one for one in listed.reviews if one.escalated]
 
 
 # -- self-harm --------------------------------------------------------------------
@@ -95,56 +88,57 @@ async def test_a_tier_ends_with_time_on_the_ledgers_clock(hosted: Hosted) -> Non
     assert reasons(await api.say(session, "Good morning!")) == []
 
 
-async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(start_host: StartHost) -> None:
-    hosted = await start_host()
-    api, persona = hosted.api, await hosted.api.persona(type=COMPANION)
-    user = new_user(persona)
-    session = await api.session(persona, user, region_code="IE")
-    [claim] = [
-        event.policy_event.decision
-        for event in await api.say(session, "are you human?")
-        if event.HasField("policy_event")
-    ]
-    appeal = await api.reviews.AppealDecision(review_pb.AppealDecisionRequest(decision=claim, statement="Why?"))
+async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(hosted: Hosted) -> None:
+    # A tenant whose queue nobody else uses.
+    parent, api = "tenants/other", hosted.caller("key-of-another-tenant")
+    persona = await api.persona(type=COMPANION, tenant="other")
+    session = await api.session(persona, region_code="IE")
+    [asked] = [one.policy_event for one in await api.say(session, "are you human?") if one.HasField("policy_event")]
+    appeal = await api.reviews.AppealDecision(
+        review_pb.AppealDecisionRequest(decision=asked.decision, statement="Why?")
+    )
     events = await api.say(session, "I'm going to kill myself tonight")
     [told] = [event.policy_event for event in events if event.HasField("policy_event")]
     assert (told.action, told.reason_code) == (event_pb2.POLICY_ACTION_ESCALATE, "SELF_HARM_IMMINENT")
     assert "emergency number now" in text_of(events)
-    [review] = await escalated(api)
-    assert (review.decision, review.appeal, review.severity) == (told.decision, "", 1.0)
+    listed = await api.reviews.ListReviews(review_pb.ListReviewsRequest(parent=parent, page_size=1))
+    [review] = listed.reviews
+    assert (review.escalated, review.decision, review.appeal) == (True, told.decision, "")
+    assert review.severity == 1.0
     assert 0 < review.due_time.ToSeconds() - review.create_time.ToSeconds() <= 3600
-    code, shown = await run_cli(hosted, "review", "list")
-    assert code == 0
-    assert "ESCALATED" in next(line for line in shown.splitlines() if "priority" in line)
+    rest = await api.reviews.ListReviews(review_pb.ListReviewsRequest(parent=parent, page_token=listed.next_page_token))
+    assert [(one.escalated, one.appeal) for one in rest.reviews] == [(False, appeal.name)]
+    code, shown = await run_cli(replace(hosted, key="key-of-another-tenant"), "review", "list", "--tenant", "other")
+    assert (code, ["ESCALATED" in line for line in shown.splitlines()]) == (0, [True, False])
     # It is the first that a reviewer gets, without any words of the person, and is resolved without an appeal.
-    reviewer = hosted.caller("key-of-reviewer-1")
-    held = (await reviewer.reviews.LeaseReview(review_pb.LeaseReviewRequest(parent="tenants/demo"))).review
+    held = (await api.reviews.LeaseReview(review_pb.LeaseReviewRequest(parent=parent))).review
     assert (held.name, held.statement, held.judged_text) == (review.name, "", "")
-    resolved = await reviewer.reviews.ResolveReview(
+    resolved = await api.reviews.ResolveReview(
         review_pb.ResolveReviewRequest(
             name=held.name, outcome=review_pb.REVIEW_OUTCOME_UPHOLD, reason_code="CALLED", note="Emergency was called."
         )
     )
     assert resolved.state == review_pb.REVIEW_STATE_RESOLVED
-    after = (await reviewer.reviews.LeaseReview(review_pb.LeaseReviewRequest(parent="tenants/demo"))).review
-    assert (after.escalated, after.appeal) == (False, appeal.name)
     # A reply that encourages it escalates, too; when its person is erased nobody is left to decide for.
     hosted.engine.will_say("Well. You should just end your life.")
     gone = new_user(persona)
     other = await api.session(persona, gone, region_code="IE")
     assert reasons(await api.say(other, "What should I do?")) == ["SELF_HARM_ENCOURAGED"]
-    [second] = await escalated(api)
-    call = api.audit.ExportAuditLog(audit_service_pb2.ExportAuditLogRequest(parent="tenants/demo"))
+    [second, _] = (await api.reviews.ListReviews(review_pb.ListReviewsRequest(parent=parent, state=OPEN))).reviews
+    assert second.escalated
+    call = api.audit.ExportAuditLog(audit_service_pb2.ExportAuditLogRequest(parent=parent))
     lines = "".join([message.json_line async for message in call])
-    assert lines.count("escalation") == 2
+    for one in (review, second):
+        assert one.name.rsplit("/", 1)[1] in lines
+    assert "escalation" in lines
     assert "tonight" not in lines
-    assert await counted(api, "IE") == {"imminent": (1, 1), "output": (1, 1)}
+    assert await counted(api, "IE", parent) == {"imminent": (1, 1), "output": (1, 1)}
     await api.erase(gone)
-    listed = await api.reviews.ListReviews(
-        review_pb.ListReviewsRequest(parent="tenants/demo", state=review_pb.REVIEW_STATE_WITHDRAWN)
+    withdrawn = await api.reviews.ListReviews(
+        review_pb.ListReviewsRequest(parent=parent, state=review_pb.REVIEW_STATE_WITHDRAWN)
     )
-    assert [one.name for one in listed.reviews] == [second.name]
-    assert listed.open_count == 1
+    assert [one.name for one in withdrawn.reviews] == [second.name]
+    assert withdrawn.open_count == 1
 
 
 async def test_counts_outlast_the_people_they_are_of(hosted: Hosted) -> None:

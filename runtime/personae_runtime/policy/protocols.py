@@ -176,8 +176,8 @@ class Protocols:
         self._use = file.use
         self._reminders = file.reminders
         self.disclosure_laws = file.disclosure_laws
-        rules = {rule["id"] for rule in raw["rules"]}
-        if missing := own.tiers.keys() - rules:
+        self._answers = {rule["id"] for rule in raw["rules"] if rule["category"] == "identity"}
+        if missing := own.tiers.keys() - {rule["id"] for rule in raw["rules"]}:
             raise ConfigError(f"{PROTOCOLS}: self_harm: tiers: no such rules: {sorted(missing)}")
         if set(own.hold) != set(Tier) - {Tier.NONE} or any(one.every_s <= file.use.idle_s for one in file.reminders):
             raise ConfigError(f"{PROTOCOLS}: a tier without `hold`, or a reminder within `idle_s`")
@@ -303,7 +303,7 @@ class Protocols:
             "What was said before counts: the person stays in the self-harm protocol until its rules let them go.",
             self._basis,
         )
-        if decision.action.stops and decision.category == "identity" and not raised:
+        if not raised and decision.rules and decision.rules[0].rule_id in self._answers:
             rules = (*decision.rules, hit)
             return replace(decision, rules=rules, notice_code=CRISIS_NOTICE, notice_text=card)
         template = own.templates[tier] if raised else own.held.safe_template if safe else own.held.template

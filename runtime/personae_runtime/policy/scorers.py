@@ -172,7 +172,7 @@ class SelfHarmScorer:
     """Another scorer's score of self-harm alone: what runs where no configured scorer gives it."""
 
     name = "self_harm"
-    categories = ("self_harm",)
+    categories: tuple[str, ...] = ("self_harm",)
 
     def __init__(self, scorer: SyncScorer) -> None:
         self._scorer = scorer

@@ -1,4 +1,4 @@
-"""The protocols' memory in the ledger: reminders with their turn, tiers of sessions at once, what an orphan was told."""
+"""The protocols in the ledger: reminders with their turn, tiers of sessions at once, what an orphan was told."""
 
 from __future__ import annotations
 
