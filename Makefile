@@ -87,6 +87,7 @@ protos-check: $(READY) ## Lint the API, look for breaking changes, and see that 
 docs: $(READY) ## Write the generated pages of docs/
 	personae config docs > docs/configuration.md
 	python -m tools.apidoc > docs/api.md
+	python -m tools.lawdoc > docs/laws.md
 
 soak: $(MODELS) ## The long tests in full: a hundred kills
 	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 python -m pytest -m soak -s --timeout 7200

@@ -584,6 +584,12 @@ class ReviewSettings(_Section):
         " id; if they differ, a third decides.",
         examples=[0.1],
     )
+    due_hours_escalated: float = Field(
+        1.0,
+        gt=0,
+        description="Hours until the review of a decision that escalates is due, such as of imminent risk of suicide.",
+        examples=[1],
+    )
     due_hours_high: float = Field(
         24.0, gt=0, description="Hours until a review of severity 0.7 and more is due.", examples=[24]
     )

@@ -43,7 +43,7 @@ async def test_a_decision_is_read_by_the_name_that_the_stream_told(hosted: Hoste
     assert (decision.name, decision.persona, decision.turn) == (name, persona, turn.name)
     assert (decision.action, decision.stage) == (event_pb2.POLICY_ACTION_BLOCK, event_pb2.POLICY_STAGE_OUTPUT)
     assert (decision.category, decision.reason_code) == ("identity", "IDENTITY_HUMAN_CLAIMED")
-    assert decision.legal_basis == "EU AI Act, Article 50(1)."
+    assert decision.legal_basis.startswith("EU AI Act (Regulation (EU) 2024/1689), Article 50(1)")
     assert (decision.persona_type, decision.age_band) == (COMPANION, pb.AGE_BAND_ADULT)
     assert decision.region_code == "PT"
     assert decision.rule_ids

@@ -129,7 +129,8 @@ async def test_a_crisis_is_answered_without_the_model_and_leaves_no_memory(hoste
     assert hosted.engine.requests == []
     assert events[-1].turn_completed.finish_reason == event_pb2.FINISH_REASON_POLICY
     assert await api.memories_of(user) == []
-    # It is not history either.
+    # It is not history either, once the persona speaks again.
+    await api.say(session, "I'm safe, my sister is with me.")
     await api.say(session, "Thank you.")
     assert "kill myself" not in hosted.engine.last_prompt
 

@@ -16,7 +16,7 @@ from personae.v1 import event_pb2
 from personae_runtime.telemetry import names
 from personae_serve.gateway.auth import PERMISSIONS
 from tests.conftest import ROOT
-from tools import apidoc
+from tools import apidoc, lawdoc
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -66,6 +66,11 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_the_api_reference_is_what_the_protos_say() -> None:
     committed = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert committed == apidoc.markdown(), "docs/api.md is not what protos/ say: run make docs"
+
+
+def test_the_page_of_laws_is_what_the_policy_files_say() -> None:
+    committed = (ROOT / "docs" / "laws.md").read_text(encoding="utf-8")
+    assert committed == lawdoc.markdown(), "docs/laws.md is not what the policy's files say: run make docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)

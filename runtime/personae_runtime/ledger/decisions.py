@@ -51,14 +51,15 @@ async def insert_decision(
     context: PolicyContext,
     decision: Decision,
     audit_body: bytes,
-) -> None:
-    """Write a decision, without the text it judged, and its audit entry; a repeat with the same id changes nothing.
+) -> bool:
+    """Write a decision, without the text it judged, and its audit entry; False for a repeat of the same id, which
+    changes nothing.
 
     Args:
         audit_body: canonical JSON.
     """
     # One statement for both: no further round trip, and a repeat after a lost connection writes neither twice.
-    await connection.execute(
+    written = await connection.execute(
         "WITH decision AS (INSERT INTO decisions (decision_id, tenant, persona, session_pk, turn_no, stage, action,"
         "  category, reason_code, rules, scores, bundle_version, persona_type, age_band, region_code, legal_basis,"
         "  detail)"
@@ -85,6 +86,7 @@ async def insert_decision(
         orjson.dumps(decision.detail()).decode(),
         audit_body,
     )
+    return bool(written == "INSERT 0 1")
 
 
 class DecisionLedger:

@@ -50,7 +50,8 @@ class ExportLedger:
                 self._whole[scope] = False
 
     async def read(self, subject: Name) -> AsyncGenerator[dict[str, Any], None]:
-        """Everything held of a user: `header`, `memory`, `profile`, `session`, `turn`, `decision`, `consent`.
+        """Everything held of a user: `header`, `memory`, `profile`, `session`, `turn`, `decision`, `protocol`,
+        `crisis_referral`, `consent`.
 
         Raises:
             NotFound: there is no such persona.
@@ -172,6 +173,26 @@ class ExportLedger:
                         "bundle_version": decision["bundle_version"],
                         "time": _time(decision["created_at"]),
                     }
+        state = await connection.fetchrow("SELECT * FROM protocol_states WHERE scope = $1", scope)
+        if state is not None:
+            yield {
+                "type": "protocol",
+                "tier": state["tier"],
+                "quiet_turns": state["quiet"],
+                "sign_time": _time(state["signed_at"]),
+                "seen_time": _time(state["seen_at"]),
+                "used_s": orjson.loads(state["used_s"]),
+            }
+        async for referral in connection.cursor(
+            "SELECT * FROM crisis_referrals WHERE scope = $1 ORDER BY day, region_code, tier", scope, prefetch=_PREFETCH
+        ):
+            yield {
+                "type": "crisis_referral",
+                "day": referral["day"].isoformat(),
+                "region_code": referral["region_code"],
+                "tier": referral["tier"],
+                "times": referral["times"],
+            }
         async for consent in connection.cursor(
             "SELECT * FROM consents WHERE tenant = $1 AND persona = $2 AND user_id = $3 ORDER BY consent_id",
             subject.tenant,

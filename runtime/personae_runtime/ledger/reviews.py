@@ -4,6 +4,7 @@
                   ▲                            └─ another reviewer is wanted ─┐
                   └───────────────────────────────────────────────────────────┘
 
+A decision that escalates opens a review without an appeal, which comes first of all; `ledger.protocols` writes it.
 A review wants one reviewer, or two by a deterministic sample; two who differ
 want a third, who decides. Nobody reviews a decision twice, nor an appeal that
 they filed. What the person wrote and is told lies sealed under their scope's key
@@ -27,6 +28,7 @@ from personae_runtime.ledger import audit
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.decisions import SELECT_DECISION, decision_record
 from personae_runtime.ledger.personas import Mutation, once
+from personae_runtime.ledger.protocols import people_met
 from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.policy.decision import Action, DecisionRecord, Stage
@@ -34,11 +36,15 @@ from personae_runtime.policy.draft import Overturned
 from personae_runtime.policy.priority import HIGH, MEDIUM, Priority, priority
 
 UPHOLD, OVERTURN, MODIFY = "UPHOLD", "OVERTURN", "MODIFY"
-_REACH_DAYS: Final = 7
-# Who met it: no more are looked at, which is 5 in the logarithm.
-_REACH_LIMIT: Final = 10_000
+# An appeal that was erased, or an escalated decision whose person was: nobody is left to decide for.
+_STATE: Final = (
+    "(CASE WHEN r.state = 'OPEN' AND r.appeal_id IS NULL AND (r.origin = 'APPEAL' OR NOT EXISTS (SELECT FROM"
+    " decisions d JOIN sessions s USING (session_pk) WHERE d.decision_id = r.decision_id))"
+    " THEN 'WITHDRAWN' ELSE r.state END)"
+)
 _REVIEW: Final = (
-    "SELECT r.*, r.state = 'OPEN' AND r.due_at < now() AS overdue, r.lease_expires_at > now() AS held FROM reviews r"
+    f'SELECT r.*, {_STATE} AS "is",'
+    " r.state = 'OPEN' AND r.due_at < now() AS overdue, r.lease_expires_at > now() AS held FROM reviews r"
 )
 
 
@@ -74,7 +80,8 @@ class Review:
     """A review.
 
     Attributes:
-        state: OPEN, RESOLVED, or WITHDRAWN when the appeal was erased before.
+        state: OPEN, RESOLVED, or WITHDRAWN when the appeal, or who it was about, was erased before.
+        escalated: the decision itself called for a review; there is no appeal.
         reviewer, lease_expires_at: who holds it; empty and None if nobody does.
         statement, judged_text: for whoever holds it.
         verdicts: once it is resolved, in order.
@@ -94,6 +101,7 @@ class Review:
     outcome: str
     reason_code: str
     resolved_at: datetime | None
+    escalated: bool = False
     statement: str = ""
     judged_text: str = ""
     verdicts: tuple[Verdict, ...] = ()
@@ -219,15 +227,7 @@ class ReviewLedger:
         text: str,
         allow_test: bool,
     ) -> str:
-        people = await connection.fetchval(
-            "SELECT count(DISTINCT scope) FROM (SELECT s.scope FROM decisions d JOIN sessions s USING (session_pk)"
-            " WHERE d.tenant = $1 AND d.reason_code = $2 AND d.created_at > now() - $3::interval LIMIT $4) AS met",
-            record.tenant,
-            record.decision.reason_code,
-            timedelta(days=_REACH_DAYS),
-            _REACH_LIMIT,
-        )
-        rank = priority(record.decision, people)
+        rank = priority(record.decision, await people_met(connection, record.tenant, record.decision.reason_code))
         due_at = datetime.now(UTC) + timedelta(hours=self._due_hours(rank.severity))
         appeal_id, review_id = uuid4(), uuid4()
         cipher = await self._vault.cipher_by_key(row["scope"], connection)
@@ -321,8 +321,8 @@ class ReviewLedger:
     async def lease(self, tenant: str, reviewer: str, review_id: UUID | None = None) -> Review | None:
         """Take the review that comes first for a reviewer, or a named one; None if there is none for them.
 
-        What they hold already comes first of all, with its time renewed. Overdue
-        ones come before the others.
+        What they hold already comes first of all, with its time renewed; then what
+        was escalated. Overdue ones come before the others.
 
         Raises:
             NotFound: there is no review of that name.
@@ -355,12 +355,12 @@ class ReviewLedger:
         return await connection.fetchrow(
             "WITH next AS ("
             " SELECT r.review_id, (r.leased_by = $2 AND r.lease_expires_at > now()) IS TRUE AS renewed"
-            " FROM reviews r JOIN appeals a USING (appeal_id) WHERE r.tenant = $1"
-            " AND r.state = 'OPEN' AND ($4::uuid IS NULL OR r.review_id = $4)"
+            f" FROM reviews r LEFT JOIN appeals a USING (appeal_id) WHERE r.tenant = $1 AND {_STATE} = 'OPEN'"
+            " AND ($4::uuid IS NULL OR r.review_id = $4)"
             " AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now() OR r.leased_by = $2)"
-            " AND a.filed_by <> $2 AND NOT EXISTS (SELECT FROM review_verdicts v"
+            " AND a.filed_by IS DISTINCT FROM $2 AND NOT EXISTS (SELECT FROM review_verdicts v"
             "  WHERE v.decision_id = r.decision_id AND v.reviewer = $2)"
-            " ORDER BY renewed DESC, r.due_at < now() DESC,"
+            " ORDER BY renewed DESC, r.origin = 'ESCALATION' DESC, r.due_at < now() DESC,"
             "  r.priority DESC, r.created_at, r.review_id LIMIT 1 FOR UPDATE OF r SKIP LOCKED)"
             " UPDATE reviews r SET leased_by = $2, lease_expires_at = now() + $3::interval FROM next"
             " WHERE r.review_id = next.review_id RETURNING r.review_id, r.decision_id, next.renewed",
@@ -440,7 +440,7 @@ class ReviewLedger:
                 if row is None:
                     raise NotFound(f"tenants/{tenant}/reviews/{review_id} does not exist")
                 mine = row["leased_by"] == reviewer and row["held"]
-                if row["state"] != "OPEN" or row["appeal_id"] is None or not mine:
+                if row["is"] != "OPEN" or not mine:
                     raise FailedPrecondition(
                         "the review is not yours, or not any more: lease it first", reason="REVIEW_NOT_LEASED"
                     )
@@ -480,7 +480,12 @@ class ReviewLedger:
         self, connection: Connection, row: asyncpg.Record, outcome: str, reason_code: str, note: str
     ) -> None:
         appeal_id = row["appeal_id"]
-        scope = await connection.fetchval("SELECT scope FROM appeals WHERE appeal_id = $1", appeal_id)
+        scope = await connection.fetchval(
+            "SELECT coalesce((SELECT scope FROM appeals WHERE appeal_id = $1), (SELECT s.scope FROM decisions d"
+            " JOIN sessions s USING (session_pk) WHERE d.decision_id = $2))",
+            appeal_id,
+            row["decision_id"],
+        )
         try:
             cipher = await self._vault.cipher_by_key(scope, connection)
         except ScopeErased:
@@ -493,16 +498,17 @@ class ReviewLedger:
             outcome,
             reason_code,
         )
-        await connection.execute(
-            "UPDATE appeals SET state = 'RESOLVED', outcome = $2, reason_code = $3, reasons = $4, resolved_at = now()"
-            " WHERE appeal_id = $1",
-            appeal_id,
-            outcome,
-            reason_code,
-            cipher.seal(note.encode(), _place(appeal_id, "reasons")),
-        )
+        if appeal_id is not None:
+            await connection.execute(
+                "UPDATE appeals SET state = 'RESOLVED', outcome = $2, reason_code = $3, reasons = $4,"
+                " resolved_at = now() WHERE appeal_id = $1",
+                appeal_id,
+                outcome,
+                reason_code,
+                cipher.seal(note.encode(), _place(appeal_id, "reasons")),
+            )
         body = {
-            "appeal": str(appeal_id),
+            **({} if appeal_id is None else {"appeal": str(appeal_id)}),
             "decision": str(row["decision_id"]),
             "outcome": outcome,
             "person": scope,
@@ -514,20 +520,26 @@ class ReviewLedger:
     # -- lists ---------------------------------------------------------------
 
     async def list_reviews(
-        self, tenant: str, *, state: str = "", overdue: bool = False, after: tuple[bool, float, UUID] | None, limit: int
+        self,
+        tenant: str,
+        *,
+        state: str = "",
+        overdue: bool = False,
+        after: tuple[bool, bool, float, UUID] | None,
+        limit: int,
     ) -> list[Review]:
-        """Reviews of a tenant: open ones first, by priority, then the others.
+        """Reviews of a tenant: open ones first, those escalated before the others, by priority; then the rest.
 
         Args:
             state: OPEN, RESOLVED or WITHDRAWN; empty is all.
-            after: the place of the last one seen: not open, its priority negated, its id.
+            after: the place of the last one seen, as `review_place` gives it.
         """
-        place = after or (False, float("-inf"), UUID(int=0))
+        place = after or (False, False, float("-inf"), UUID(int=0))
         rows = await self._database.fetch(
             f"{_REVIEW} WHERE r.tenant = $1 AND ($2 = '' OR {_STATE} = $2)"
             f" AND (NOT $3 OR ({_STATE} = 'OPEN' AND r.due_at < now()))"
-            f" AND ({_STATE} <> 'OPEN', -r.priority, r.review_id) > ($4, $5, $6)"
-            f" ORDER BY {_STATE} <> 'OPEN', -r.priority, r.review_id LIMIT $7",
+            f" AND ({_STATE} <> 'OPEN', r.origin <> 'ESCALATION', -r.priority, r.review_id) > ($4, $5, $6, $7)"
+            f" ORDER BY {_STATE} <> 'OPEN', r.origin <> 'ESCALATION', -r.priority, r.review_id LIMIT $8",
             tenant,
             state,
             overdue,
@@ -562,20 +574,17 @@ class ReviewLedger:
     async def counts(self, tenant: str = "") -> tuple[int, int]:
         """Open reviews, and those of them that are overdue; of every tenant if none is named."""
         row = await self._database.fetchrow(
-            "SELECT count(*) AS open, count(*) FILTER (WHERE due_at < now()) AS overdue FROM reviews"
-            " WHERE state = 'OPEN' AND appeal_id IS NOT NULL AND ($1 = '' OR tenant = $1)",
+            "SELECT count(*) AS open, count(*) FILTER (WHERE r.due_at < now()) AS overdue FROM reviews r"
+            f" WHERE {_STATE} = 'OPEN' AND ($1 = '' OR r.tenant = $1)",
             tenant,
         )
         assert row is not None
         return row["open"], row["overdue"]
 
 
-_STATE: Final = "(CASE WHEN r.state = 'OPEN' AND r.appeal_id IS NULL THEN 'WITHDRAWN' ELSE r.state END)"
-
-
-def review_place(review: Review) -> tuple[bool, float, UUID]:
-    """Where a review stands in `ReviewLedger.list_reviews`."""
-    return review.state != "OPEN", -review.priority.value, review.review_id
+def review_place(review: Review) -> tuple[bool, bool, float, UUID]:
+    """Where a review stands in `ReviewLedger.list_reviews`: not open, not escalated, its priority negated, its id."""
+    return review.state != "OPEN", not review.escalated, -review.priority.value, review.review_id
 
 
 def _place(appeal_id: UUID, column: str) -> str:
@@ -583,14 +592,14 @@ def _place(appeal_id: UUID, column: str) -> str:
 
 
 def _review(row: asyncpg.Record, verdicts: Sequence[asyncpg.Record], statement: str = "", text: str = "") -> Review:
-    withdrawn = row["state"] == "OPEN" and row["appeal_id"] is None
+    withdrawn = row["is"] == "WITHDRAWN"
     held = bool(row["held"]) and row["state"] == "OPEN" and not withdrawn
     return Review(
         review_id=row["review_id"],
         tenant=row["tenant"],
         decision_id=row["decision_id"],
         appeal_id=row["appeal_id"],
-        state="WITHDRAWN" if withdrawn else row["state"],
+        state=row["is"],
         priority=Priority(row["severity"], row["reach"], row["uncertainty"]),
         created_at=row["created_at"],
         due_at=row["due_at"],
@@ -600,6 +609,7 @@ def _review(row: asyncpg.Record, verdicts: Sequence[asyncpg.Record], statement: 
         outcome=row["outcome"],
         reason_code=row["reason_code"],
         resolved_at=row["resolved_at"],
+        escalated=row["origin"] == "ESCALATION",
         statement=statement,
         judged_text=text,
         verdicts=tuple(Verdict(v["reviewer"], v["outcome"], v["reason_code"], v["created_at"]) for v in verdicts),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -14,10 +14,11 @@ from personae_runtime.errors import (
     AlreadyExists,
     FailedPrecondition,
     LeaseLost,
+    LedgerUnavailable,
     NotFound,
     OwnedElsewhere,
 )
-from personae_runtime.ledger import audit
+from personae_runtime.ledger import audit, protocols
 from personae_runtime.ledger.control import STANDING, Standing, require_speech, standing
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.decisions import insert_decision
@@ -28,8 +29,19 @@ from personae_runtime.ledger.writer import EventRow, append_events
 from personae_runtime.memory.facts import Draw, Statement
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
-from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
-from personae_runtime.sessions.events import Body, Event, TextDelta, TurnInterrupted, decode, encode
+from personae_runtime.policy.bundle import CRISIS_NOTICE
+from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext
+from personae_runtime.policy.protocols import Risk, Tier
+from personae_runtime.sessions.events import (
+    Body,
+    Event,
+    Notice,
+    TextDelta,
+    TurnInterrupted,
+    TurnStarted,
+    decode,
+    encode,
+)
 
 _SESSIONS = (
     "SELECT s.*, p.type AS persona_type, p.display_name"
@@ -118,6 +130,8 @@ class Admission:
         profile_version: of the card that the session holds to; None if it has not chosen one.
         card: that card's text, sealed; None if it is gone or was empty from the first.
         has_card: something is known of the person that a card could hold.
+        risk: where the person stood in the self-harm protocol.
+        notices: reminders that were due, recorded behind the first event.
     """
 
     new: bool
@@ -134,6 +148,8 @@ class Admission:
     profile_version: int | None = None
     card: bytes | None = None
     has_card: bool = False
+    risk: Risk = field(default_factory=Risk)
+    notices: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +177,7 @@ class SessionLedger:
         may_store: whether a person's words may be remembered, as far as they go;
             asked when a turn is closed that nobody runs any more.
         draw: the facts that such words state.
+        escalation_due: by when somebody must have looked at a decision that escalates.
     """
 
     def __init__(
@@ -173,10 +190,12 @@ class SessionLedger:
         lease_s: float,
         may_store: Callable[[str, PolicyContext], bool],
         draw: Draw = lambda record, context: (),
+        escalation_due: timedelta = timedelta(hours=1),
     ) -> None:
         self._database = database
         self._vault = vault
         self._memories = memories
+        self._escalation_due = escalation_due
         self._may_store = may_store
         self._draw = draw
         self.owner = ""
@@ -375,8 +394,9 @@ class SessionLedger:
                 {},
             )
             reply = "".join(event.body.text for event in events if isinstance(event.body, TextDelta))
-            # Without an event beyond the first it is not known that the input gate let the words pass.
-            passed = len(events) > 1 and not row["refused"]
+            # Without an event beyond those of the admission it is not known that the input gate let the words pass.
+            begun = any(not isinstance(event.body, (TurnStarted, Notice)) for event in events)
+            passed = begun and not row["refused"]
             event_id = row["reserved_to"] + 1
             body = TurnInterrupted(delivered_chars=len(reply), reason=reason)
             at = await connection.fetchval("SELECT now()")
@@ -520,9 +540,18 @@ class SessionLedger:
     # -- turns ---------------------------------------------------------------
 
     async def admit(
-        self, session: SessionRow, cipher: ScopeCipher, turn_id: str, text: str, started: Body
+        self,
+        session: SessionRow,
+        cipher: ScopeCipher,
+        turn_id: str,
+        text: str,
+        started: Body,
+        attend: protocols.Attend | None = None,
     ) -> Admission:
         """Persist the person's turn and take its lease, in one transaction.
+
+        Args:
+            attend: counts the turn on the person's clocks; the reminders that it says are due are recorded with it.
 
         Raises:
             AlreadyExists: the turn_id ran with another body (reason TURN_ID_REUSED).
@@ -619,6 +648,16 @@ class SessionLedger:
                 started.kind,
                 cipher.seal(encode(started), event_place(session.session_pk, first)),
             )
+            risk, notices = Risk(), tuple[Event, ...]()
+            if attend is not None:
+                person = self._vault.pseudonym("person", session.tenant, session.user)
+                risk, told = await protocols.attend(connection, session.scope, person, row["at"], turn_no == 1, attend)
+                notices = tuple(
+                    Event(first + at, turn_id, row["at"], Notice(one.code, one.text)) for at, one in enumerate(told, 1)
+                )
+                if notices:
+                    rows = [self.row(session.session_pk, turn_no, cipher, event) for event in notices]
+                    await append_events(connection, self.owner, rows)
         return Admission(
             new=True,
             turn_no=turn_no,
@@ -634,6 +673,8 @@ class SessionLedger:
             profile_version=row["profile_version"],
             card=turn["card"],
             has_card=turn["has_card"],
+            risk=risk,
+            notices=notices,
         )
 
     def row(self, session_pk: int, turn_no: int, cipher: ScopeCipher, event: Event) -> EventRow:
@@ -647,21 +688,56 @@ class SessionLedger:
             created_at=event.time,
         )
 
-    async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
-        """Record a policy decision, without the text it judged, and its audit entry; durable on return."""
+    async def decide(self, session: SessionRow, turn_no: int, decision: Decision, *, tier: Tier = Tier.NONE) -> UUID:
+        """Record a policy decision, without the text it judged, and its audit entry; durable on return.
+
+        With it, a crisis card is counted, and what escalates is put before a reviewer.
+
+        Args:
+            tier: of the self-harm protocol, if it is that one's decision on a message.
+        """
         decision_id = uuid4()
-        await insert_decision(
-            self._database,
-            decision_id,
-            session.tenant,
-            session.persona,
-            session.session_pk,
-            turn_no,
-            PolicyContext(session.persona_type, AgeBand(session.age_band), session.region_code),
-            decision,
-            self._audit_body(session, turn_no, decision),
-        )
+
+        async def insert(connection: Connection | Database) -> bool:
+            return await insert_decision(
+                connection,
+                decision_id,
+                session.tenant,
+                session.persona,
+                session.session_pk,
+                turn_no,
+                PolicyContext(session.persona_type, AgeBand(session.age_band), session.region_code),
+                decision,
+                self._audit_body(session, turn_no, decision),
+            )
+
+        async def insert_all() -> None:
+            async with self._database.transaction() as connection:
+                if not await insert(connection):
+                    return
+                if decision.notice_code == CRISIS_NOTICE:
+                    label = tier.name.lower() if tier else "output"
+                    await protocols.count_referral(
+                        connection, session.session_pk, session.tenant, session.persona, session.region_code, label
+                    )
+                if decision.action is Action.ESCALATE:
+                    await protocols.escalate(
+                        connection, session.tenant, session.scope, decision_id, decision, self._escalation_due
+                    )
+
+        if decision.notice_code != CRISIS_NOTICE and decision.action is not Action.ESCALATE:
+            await insert(self._database)
+            return decision_id
+        try:
+            await insert_all()
+        except LedgerUnavailable:
+            # A pooled connection may have died with its server; a repeat of the same id counts nothing twice.
+            await insert_all()
         return decision_id
+
+    async def sustain(self, session: SessionRow, ask: protocols.Sustain) -> Decision:
+        """See `protocols.sustain`."""
+        return await protocols.sustain(self._database, session.scope, ask)
 
     def _audit_body(self, session: SessionRow, turn_no: int, decision: Decision) -> bytes:
         return audit.canonical(

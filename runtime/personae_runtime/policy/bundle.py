@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,7 @@ from pydantic import (
 
 from personae_runtime import names
 from personae_runtime.errors import ConfigError, InvalidArgument
+from personae_runtime.policy import laws
 from personae_runtime.policy.decision import Action, AgeBand, Decision, MatcherHit, PolicyContext, RuleHit, Stage
 from personae_runtime.policy.matchers import Matcher, MatcherSet, flood_matcher, parse, parse_literal
 from personae_runtime.policy.normalize import Normalizer
@@ -41,9 +43,12 @@ from personae_runtime.policy.signing import Trust, read_signature
 from personae_runtime.policy.units import WINDOW_CHARS, split_units
 
 DEFAULT_BUNDLE = "default_bundle.yaml"
+PROTOCOLS = "protocols.yaml"
+"""Rules, words and timers that no bundle can leave out, redefine or overrule; see `policy.protocols`."""
+CRISIS_LINES = "crisis_lines.yaml"
+CRISIS_NOTICE = "CRISIS_RESOURCES"
+"""Code of the notice that CRISIS_LINES gives."""
 PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
-REQUIRED = frozenset({"self_harm", "identity"})
-"""Categories whose protocol at input no operator and no owner can switch off."""
 
 SIGNALS: Mapping[str, str] = MappingProxyType(
     {"turns_per_minute": "turns of the person in the last minute, this one too"}
@@ -215,6 +220,7 @@ class RuleSpec(_Spec):
     redact: tuple[Id, ...] = ()
     description: Text
     legal_basis: str = ""
+    laws: tuple[str, ...] = ()
     priority: int = 0
     tests: tuple[TestSpec, ...]
 
@@ -237,6 +243,8 @@ class RuleSpec(_Spec):
                 raise ValueError(f"tests[{number}]: at stage {self.stages[0].value} a test has {wanted}")
             if unknown := (test.signals or {}).keys() - SIGNALS.keys():
                 raise ValueError(f"tests[{number}]: no signal {sorted(unknown)}; expected some of {sorted(SIGNALS)}")
+        if self.laws and self.legal_basis:
+            raise ValueError("either `laws` (ids) or `legal_basis` (words)")
         return self
 
 
@@ -261,17 +269,12 @@ class Rule:
     program: Any
     hit: RuleHit
     matcher_ids: frozenset[str]
+    protocol: bool = False
 
     @property
     def thresholds(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """The numbers that each category's score is compared with; empty if scores are used in any other way."""
         return _thresholds([self.spec.when]) or ()
-
-    @property
-    def always_stops_input(self) -> bool:
-        """Whether it answers in the persona's place, whoever speaks to whichever persona."""
-        spec = self.spec
-        return Stage.INPUT in spec.stages and spec.action.stops and bool(spec.template) and spec.scope == ScopeSpec()
 
     def applies(self, stage: Stage, context: PolicyContext) -> bool:
         """Whether stage and scope fit; the age band must be resolved."""
@@ -430,15 +433,17 @@ class Plan:
                 failed.append(rule)
         if not hit and not failed:
             return _PLAIN
-        if failed:
+        if failed and not any(rule.protocol and action.stops for action, rule in hit):
             # Fail closed, and say which rule it was; what else matched is still reported.
             hits = tuple(r.hit for r in failed) + tuple(r.hit for _, r in hit)
             return Verdict(
                 action=max((Action.BLOCK, *(a for a, _ in hit)), key=_RANK.__getitem__),
                 hits=hits, category="policy", reason_code=RULE_FAILED, template=self.bundle.templates["refusal"],
             )  # fmt: skip
-        hit.sort(key=lambda h: (-_RANK[h[0]], -h[1].spec.priority, h[1].spec.id))
-        action, first = hit[0]
+        # A protocol's answer stands before whatever a bundle adds, and before its rules that can't be evaluated.
+        hit.sort(key=lambda h: (not h[1].protocol, -_RANK[h[0]], -h[1].spec.priority, h[1].spec.id))
+        first = hit[0][1]
+        action = max((a for a, _ in hit), key=_RANK.__getitem__)
         notice = next((r.spec.notice for _, r in hit if r.spec.notice), "")
         template = self.bundle.templates[first.spec.template or "refusal"] if action is not Action.ALLOW else ""
         redact: dict[str, str] = {}
@@ -511,7 +516,8 @@ class Bundle:
 
     MAX_PLANS = 512
 
-    def __init__(self, spec: BundleSpec, digest: str) -> None:
+    def __init__(self, spec: BundleSpec, digest: str, protocols: frozenset[str] = frozenset()) -> None:
+        self._protocols = protocols
         self.version = f"{spec.version}+sha256:{digest[:12]}"
         self.spec = spec
         self.templates: Mapping[str, str] = MappingProxyType(dict(spec.templates))
@@ -521,9 +527,8 @@ class Bundle:
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
         _refuse_duplicates("matcher", [m.id for m in spec.matchers] + list({flood_matcher().id}))
         _refuse_duplicates("rule", [r.id for r in spec.rules])
-        for key in ("disclosure", "refusal"):
-            if key not in self.templates:
-                raise ConfigError(f"templates: {key!r} is missing")
+        if "refusal" not in self.templates:
+            raise ConfigError("templates: 'refusal' is missing")
         self.rules = tuple(self._compile(rule) for rule in spec.rules)
         # Only what a rule is scoped by tells two contexts apart.
         scopes = [rule.scope for rule in spec.rules]
@@ -561,10 +566,12 @@ class Bundle:
             raise ConfigError(f"{where}: {matcher_id!r} is not a matcher; expected one of {sorted(self._matchers)}")
         if re.search(r"\bmatches\b", _IN_MATCHES.sub("", spec.when)):
             ids = set(self._matchers)  # asked about as a whole
-        hit = RuleHit(
-            spec.id, spec.action, spec.category, spec.reason_code, spec.when, spec.description, spec.legal_basis
-        )
-        return Rule(spec, program, hit, frozenset(ids))
+        try:
+            basis = spec.legal_basis or laws.cite(spec.laws)
+        except ConfigError as e:
+            raise ConfigError(f"{where}: {e.message}") from None
+        hit = RuleHit(spec.id, spec.action, spec.category, spec.reason_code, spec.when, spec.description, basis)
+        return Rule(spec, program, hit, frozenset(ids), spec.id in self._protocols)
 
     def matcher_set(self, ids: frozenset[str]) -> MatcherSet:
         """The matchers of these ids as one set, compiled once."""
@@ -581,6 +588,23 @@ class Bundle:
         """A notice's text for a region."""
         spec = self._notices[code]
         return spec.regions.get(region, spec.default)
+
+    def refuse_words(self, texts: Mapping[str, str]) -> None:
+        """See that nothing a bundle has said in a persona's place is what a protocol keeps personas from saying.
+
+        Args:
+            texts: by what they are called in the message.
+
+        Raises:
+            ConfigError: a text is; says which, and the rule.
+        """
+        for persona_type in PERSONA_TYPES:
+            plan = self.plan(Stage.OUTPUT, PolicyContext(persona_type))
+            for what, text in texts.items():
+                matches = tuple(sorted({span.matcher_id for span in find(plan.matchers, text)[1]}))
+                for rule in plan.rules:
+                    if rule.protocol and plan.holds(rule, matches, {}, len(text)):
+                        raise ConfigError(f"{what}: says what rule {rule.spec.id!r} keeps personas from saying")
 
     def plan(self, stage: Stage, context: PolicyContext) -> Plan:
         """The rules that apply. Unknown age becomes teen here, before any rule sees it."""
@@ -737,42 +761,76 @@ def open_bundle(data: bytes, name: str, scorer: SyncScorer) -> Bundle:
     Args:
         name: for messages.
     """
-    bundle = parse_bundle(data, name, scorer, base=shipped_bundle())
-    for problem in missing_protocols(bundle):
-        raise ConfigError(f"policy bundle {name}: {problem}")
-    return bundle
+    return parse_bundle(data, name, scorer, base=shipped_bundle())
 
 
-def missing_protocols(bundle: Bundle) -> list[str]:
-    """What a bundle lacks that it must have."""
-    return [
-        f"no rule of category {category!r} stops or answers input everywhere; "
-        "it can't be switched off: add `extends: default`"
-        for category in sorted(REQUIRED - {r.spec.category for r in bundle.rules if r.always_stops_input})
-    ]
-
-
-def parse_bundle(data: bytes, name: str, scorer: SyncScorer | None, *, base: bytes | None = None) -> Bundle:
-    """As `open_bundle`, with another base than the bundle that ships, and whatever protocols it leaves out.
+def parse_bundle(
+    data: bytes, name: str, scorer: SyncScorer | None, *, base: bytes | None = None, protocols: bool = True
+) -> Bundle:
+    """As `open_bundle`, with another base than the bundle that ships.
 
     Args:
         scorer: None runs no tests, for those who want to know of all that fail.
         base: content of the bundle that `extends: default` stands for.
+        protocols: False leaves the protocols out: for tests of the machinery alone.
     """
     raw = _read(data, name)
     hashed = hashlib.sha256(data)
-    if raw.get("extends") == "default" and base is not None:
-        hashed.update(base)
-        raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
+    fixed: dict[str, Any] = {}
     try:
-        bundle = Bundle(BundleSpec.model_validate(raw), hashed.hexdigest())
+        own = BundleSpec.model_validate(raw)
+        if own.extends and base is not None:
+            hashed.update(base)
+            raw = _merge(_read(base, DEFAULT_BUNDLE), raw)
+        if protocols:
+            fixed, content = protocol_rules()
+            hashed.update(content)
+            _refuse_redefinition(own, fixed)
+            raw = _merge(raw, fixed)
+        spec = BundleSpec.model_validate(raw)
+        bundle = Bundle(spec, hashed.hexdigest(), frozenset(rule["id"] for rule in fixed.get("rules", ())))
         if scorer is not None:
             bundle.test(scorer)
+        mine = {f"templates: {key}": text for key, text in own.templates.items()}
+        for code, notice in own.notices.items():
+            texts = {"default": notice.default, **notice.regions}
+            mine |= {f"notices: {code}: {region}": text for region, text in texts.items()}
+        bundle.refuse_words(mine)
     except ValidationError as e:
         raise ConfigError(f"policy bundle {name}: {_explain(e, raw)}") from None
     except ConfigError as e:
         raise ConfigError(f"policy bundle {name}: {e.message}") from None
     return bundle
+
+
+@lru_cache(maxsize=1)
+def protocol_file() -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """PROTOCOLS and CRISIS_LINES as they are written, and the content of both."""
+    files = resources.files(__package__)
+    content = [files.joinpath(name).read_bytes() for name in (PROTOCOLS, CRISIS_LINES)]
+    return _read(content[0], PROTOCOLS), _read(content[1], CRISIS_LINES), b"".join(content)
+
+
+def protocol_rules() -> tuple[dict[str, Any], bytes]:
+    """What every bundle is given beside its own, in a bundle's keys, and the content that it was read from."""
+    raw, lines, content = protocol_file()
+    regions = {region: line["text"] for region, line in lines["regions"].items()}
+    notices = {CRISIS_NOTICE: {"default": lines["default"]["text"], "regions": regions}}
+    return {**{key: raw[key] for key in ("matchers", "templates", "rules")}, "notices": notices}, content
+
+
+def _refuse_redefinition(own: BundleSpec, fixed: Mapping[str, Any]) -> None:
+    ids = {
+        "matcher": ({one.id for one in own.matchers}, {one["id"] for one in fixed["matchers"]}),
+        "rule": ({one.id for one in own.rules}, {one["id"] for one in fixed["rules"]}),
+        "template": (set(own.templates), set(fixed["templates"])),
+        "notice": (set(own.notices), set(fixed["notices"])),
+    }
+    for what, (mine, taken) in ids.items():
+        for redefined in sorted(mine & taken):
+            raise ConfigError(
+                f"{what} {redefined!r} belongs to a protocol that no bundle can change; choose another id"
+            )
 
 
 def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from personae_runtime.policy.bundle import (
     Bundle,
     Rule,
     find,
-    missing_protocols,
     parse_bundle,
+    protocol_rules,
     shipped_bundle,
     variables,
 )
@@ -81,17 +81,17 @@ def lint(data: bytes, name: str, scorer: SyncScorer, categories: Sequence[str]) 
         bundle = parse_bundle(data, name, None, base=shipped_bundle())
     except ConfigError as error:
         return [Finding(Level.ERROR, "DOES_NOT_LOAD", "", error.message)]
-    found = [Finding(Level.ERROR, "PROTOCOL_MISSING", "", problem) for problem in missing_protocols(bundle)]
-    found += [Finding(Level.ERROR, "TEST_FAILS", "", failure) for failure in bundle.failures(scorer)]
+    found = [Finding(Level.ERROR, "TEST_FAILS", "", failure) for failure in bundle.failures(scorer)]
     for rule in bundle.rules:
         found += _about_rule(bundle, rule, categories)
     found += _shadowed(bundle)
     found += _about_matchers(bundle)
     found += _about_reasons(bundle)
-    if bundle.spec.extends is None:
-        return found
-    base = parse_bundle(shipped_bundle(), "", None).spec
-    of_base = {f"rule {rule.id}" for rule in base.rules} | {f"matcher {matcher.id}" for matcher in base.matchers}
+    fixed, _ = protocol_rules()
+    of_base = {f"{what} {one['id']}" for what in ("rule", "matcher") for one in fixed[f"{what}s"]}
+    if bundle.spec.extends is not None:
+        base = parse_bundle(shipped_bundle(), "", None).spec
+        of_base |= {f"rule {rule.id}" for rule in base.rules} | {f"matcher {matcher.id}" for matcher in base.matchers}
     return [finding for finding in found if finding.where not in of_base]
 
 

@@ -9,7 +9,8 @@ from personae_runtime.memory.embedder import Embedder
 from personae_runtime.policy.bundle import Bundle, Plan, find, load_bundle, whole_pieces, windows
 from personae_runtime.policy.decision import Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import ScorerFailure, Seen, StreamGate, raw_hits, run_scorers
-from personae_runtime.policy.scorers import NgramScorer, Scorer, build_scorers
+from personae_runtime.policy.protocols import SELF_HARM, Protocols
+from personae_runtime.policy.scorers import NgramScorer, Scorer, SelfHarmScorer, build_scorers
 from personae_runtime.policy.signing import Trust
 
 
@@ -19,13 +20,15 @@ class Policy:
     Attributes:
         version: of the bundle, with the hash of its content.
         bundle: the rules.
-        scorers: what runs before every released unit; may be empty in development.
+        scorers: what runs before every released unit.
+        protocols: what the bundle can't change, and what outlasts a message.
     """
 
     def __init__(self, bundle: Bundle, scorers: Sequence[Scorer]) -> None:
         self.bundle = bundle
         self.scorers = tuple(scorers)
         self.version = bundle.version
+        self.protocols = Protocols(bundle)
 
     @classmethod
     def load(
@@ -45,8 +48,12 @@ class Policy:
         Raises:
             ConfigError: either can't be used; the message says which rule and key.
         """
-        built = build_scorers(scorers, scorer_timeout_ms, embedder)
-        return cls(load_bundle(bundle_path, tester_of(built), trust), built)
+        built: Sequence[Scorer] = build_scorers(scorers, scorer_timeout_ms, embedder)
+        tester = tester_of(built)
+        if not any(SELF_HARM in scorer.categories for scorer in built):
+            # Which scorers run is a setting; that self-harm is looked for is not.
+            built = [*built, SelfHarmScorer(tester)]
+        return cls(load_bundle(bundle_path, tester, trust), built)
 
     async def decide(self, stage: Stage, text: str, context: PolicyContext) -> Decision:
         """Judges a whole text: matchers, scorers and rules.
@@ -64,7 +71,9 @@ class Policy:
         try:
             scores = await run_scorers(self.scorers, windows(text), whole_pieces(text)) if self.scorers else {}
         except ScorerFailure:
-            return plan.scorer_failed()
+            # What patterns alone tell a protocol is still answered by it: a crisis line before a refusal.
+            known = _judge(plan, text, {})
+            return known if stage is Stage.INPUT and _is_protocol(plan, known) else plan.scorer_failed()
         if stage is Stage.OUTPUT:  # every unit was allowed, and no rule matched
             normal, spans = find(plan.matchers, text)
             return plan.decision(plan.allowed, raw_hits(normal, spans), scores)
@@ -101,10 +110,8 @@ class Policy:
         return StreamGate(self.bundle.plan(Stage.OUTPUT, context), self.scorers, seen)
 
     def disclosure(self, context: PolicyContext, persona_name: str) -> str:
-        """What tells the person that they talk to an AI: template `disclosure_<persona type>`, else `disclosure`."""
-        templates = self.bundle.templates
-        text = templates.get(f"disclosure_{context.persona_type}", templates["disclosure"])
-        return text.replace("{persona}", persona_name)
+        """What tells the person that they talk to an AI; see `Protocols.disclosure`."""
+        return self.protocols.disclosure(context.persona_type, persona_name)
 
 
 def tester_of(scorers: Sequence[Scorer]) -> NgramScorer:
@@ -116,3 +123,9 @@ def _judge(plan: Plan, text: str, scores: Mapping[str, float]) -> Decision:
     normal, spans = find(plan.matchers, text)
     verdict = plan.evaluate(tuple(sorted({s.matcher_id for s in spans})), scores, len(text))
     return plan.decision(verdict, raw_hits(normal, spans), scores)
+
+
+def _is_protocol(plan: Plan, decision: Decision) -> bool:
+    """Whether a protocol's rule decided."""
+    first = decision.rules[0].rule_id if decision.rules else ""
+    return any(rule.protocol and rule.spec.id == first for rule in plan.rules)

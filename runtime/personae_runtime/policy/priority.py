@@ -20,6 +20,7 @@ SEVERITIES: Final = {
     "violence": 0.8,
     "hate": 0.7,
     "sexual": 0.7,
+    "romance": 0.7,
     "harassment": 0.6,
     "pii": 0.5,
     "identity": 0.4,

@@ -168,6 +168,25 @@ class NgramScorer:
         return self.score_sync(texts)
 
 
+class SelfHarmScorer:
+    """Another scorer's score of self-harm alone: what runs where no configured scorer gives it."""
+
+    name = "self_harm"
+    categories: tuple[str, ...] = ("self_harm",)
+
+    def __init__(self, scorer: SyncScorer) -> None:
+        self._scorer = scorer
+        self.deadline_s = scorer.deadline_s
+
+    def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See SyncScorer."""
+        return [{"self_harm": scores["self_harm"]} for scores in self._scorer.score_sync(texts)]
+
+    async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See Scorer."""
+        return self.score_sync(texts)
+
+
 def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder | None = None) -> tuple[Scorer, ...]:
     """Scorers by configured name.
 

@@ -56,6 +56,7 @@ from personae_runtime.personas.types import persona_type
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import StreamGate
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.protocols import Tier
 from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
 from personae_runtime.sessions.events import (
@@ -284,7 +285,23 @@ class TurnRunner:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
             started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
-            admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+            policy = PolicyContext(
+                persona.type,
+                AgeBand(session.age_band),
+                session.region_code,
+                tenant=session.tenant,
+                persona=session.persona,
+                revision=session.revision,
+            )
+            rules = self._policy.of(session.tenant, session.name.session_name())
+            admission = await self._sessions.admit(
+                session,
+                cipher,
+                turn_id,
+                text,
+                started,
+                lambda clocks, now, first: rules.protocols.attend(clocks, now, policy, first=first),
+            )
         if not admission.new:
             if not admission.running:
                 return None
@@ -297,15 +314,6 @@ class TurnRunner:
             await self._close_orphan(session.session_pk, admission.turn_no)
             return None
         self._count_turn(session)
-        rules = self._policy.of(session.tenant, session.name.session_name())
-        policy = PolicyContext(
-            persona.type,
-            AgeBand(session.age_band),
-            session.region_code,
-            tenant=session.tenant,
-            persona=session.persona,
-            revision=session.revision,
-        )
         turn = LiveTurn(
             rules=rules,
             shadow=self._shadow(policy),
@@ -330,9 +338,10 @@ class TurnRunner:
             policy=policy,
         )
         turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
+        turn.events += admission.notices
         turn.recorder = Recorder(
             turn_id,
-            admission.first_event_id + 1,
+            admission.first_event_id + 1 + len(admission.notices),
             seal=lambda event: self._sessions.row(session.session_pk, admission.turn_no, cipher, event),
             append=lambda rows: self._writer.append(rows, admission.owner),
             may_release=lambda: self._may_release(turn),
@@ -348,7 +357,8 @@ class TurnRunner:
         self._running += 1
         if not hub.views:
             hub.unwatched_since = time.monotonic()
-        hub.publish(turn.events[0])
+        for event in turn.events:
+            hub.publish(event)
         self._telemetry.active_turns.add(1)
         turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
         return turn
@@ -469,12 +479,20 @@ class TurnRunner:
     async def _gate_input(self, turn: LiveTurn) -> Decision:
         with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
             signals = {"turns_per_minute": float(len(self._recent.get(turn.session.scope, ())))}
-            decision = turn.rules.judge_signals(signals, turn.policy)
-            self._saw(turn, "", decision)
-            if decision.rules:
-                await self._note(turn, decision, span)
-            if not decision.action.stops:
-                decision = await turn.rules.decide(Stage.INPUT, turn.text, turn.policy)
+            behaviour = turn.rules.judge_signals(signals, turn.policy)
+            self._saw(turn, "", behaviour)
+            if behaviour.rules:
+                await self._note(turn, behaviour, span)
+            decision = await turn.rules.decide(Stage.INPUT, turn.text, turn.policy)
+            protocols, judged = turn.rules.protocols, decision
+            if turn.admission.risk.tier or protocols.tier(judged):
+                decision = await self._sessions.sustain(
+                    turn.session, lambda risk, now: protocols.sustain(judged, turn.text, turn.policy, risk, now)
+                )
+            if behaviour.action.stops and not protocols.held_tier(decision):
+                # Somebody at risk is answered, however often they write.
+                decision = behaviour
+            else:
                 self._saw(turn, turn.text, decision)
                 await self._note(turn, decision, span)
         turn.in_history = not decision.action.stops
@@ -872,7 +890,8 @@ class TurnRunner:
             self._telemetry.gate_failures.add(1, {names.ATTR_POLICY_STAGE: decision.stage.value})
         if not decision.rules and decision.action is Action.ALLOW:
             return
-        decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision)
+        tier = turn.rules.protocols.held_tier(decision) if decision.stage is Stage.INPUT else Tier.NONE
+        decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision, tier=tier)
         if span is not None:
             span.set_attribute(names.ATTR_POLICY_ACTION, decision.action.value)
             span.set_attribute(names.ATTR_POLICY_REASON_CODE, decision.reason_code)

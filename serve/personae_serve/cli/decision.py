@@ -11,7 +11,7 @@ from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, co
 from personae_serve.cli.terminal import printable
 
 if TYPE_CHECKING:
-    from personae.v1.policy_service_pb2 import Decision, PolicyServiceExplainResponse
+    from personae.v1.policy_service_pb2 import CountCrisisReferralsResponse, Decision, PolicyServiceExplainResponse
 
 app = typer.Typer(help="What policy decided, and why.", no_args_is_help=True)
 
@@ -74,6 +74,39 @@ def list_(
 
     for decision in asyncio.run(run()):
         typer.echo(printable(f"{decision.create_time.ToJsonString()}  {_words(decision)}  {decision.name}"))
+
+
+@app.command()
+@connected
+def referrals(
+    year: Annotated[int, typer.Option(min=2000, max=9998, help="The calendar year (UTC).")],
+    days: Annotated[bool, typer.Option("--days", help="Each day, not the year alone.")] = False,
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Count referrals to crisis services in a year, as yearly reports ask for them; no text, nobody's name."""
+    from datetime import date
+
+    async def run() -> CountCrisisReferralsResponse:
+        async with connection.open() as client:
+            return await client.policy.count_crisis_referrals(
+                f"tenants/{tenant}", date(year, 1, 1), date(year + 1, 1, 1)
+            )
+
+    counted = asyncio.run(run())
+    if days:
+        for one in counted.counts:
+            region = one.region_code or "--"
+            typer.echo(printable(f"{one.date}  {region}  {one.tier:8}  {one.referrals:6}  people {one.people}"))
+    else:
+        totals: dict[tuple[str, str], int] = {}
+        for one in counted.counts:
+            place = (one.region_code or "--", one.tier)
+            totals[place] = totals.get(place, 0) + one.referrals
+        for (region, tier), number in sorted(totals.items()):
+            typer.echo(printable(f"{year}  {region}  {tier:8}  {number:6}"))
+    typer.echo(f"{counted.referrals} referrals in {year}")
 
 
 def full_decision_name(name: str, tenant: str) -> str:

@@ -124,11 +124,11 @@ def lint(
 @app.command("test")
 def run_tests(file: BundleFile, as_json: AsJson = False) -> None:
     """Run all tests of a bundle, that of the bundle it extends included; exit with 1 if any fails."""
-    from personae_runtime.policy.bundle import missing_protocols, parse_bundle, shipped_bundle
+    from personae_runtime.policy.bundle import parse_bundle, shipped_bundle
     from personae_runtime.policy.scorers import NgramScorer
 
     bundle = parse_bundle(_read(file), str(file), None, base=shipped_bundle())
-    failures = [*missing_protocols(bundle), *bundle.failures(NgramScorer.load())]
+    failures = bundle.failures(NgramScorer.load())
     tests = sum(len(rule.spec.tests) * len(rule.spec.stages) for rule in bundle.rules)
     if as_json:
         counts = {"version": bundle.version, "rules": len(bundle.rules), "tests": tests}

@@ -143,8 +143,11 @@ def _take(name: str, connection: Connection, tenant: str) -> None:
         return
     review, explained = taken
     lines = [_line(review), f"yours until {review.lease_expire_time.ToJsonString()}"]
-    lines.append(f"the person says: {review.statement}" if review.statement else "the person gave no reason")
-    lines.append(f"judged text: {review.judged_text}" if review.judged_text else "the judged text is not shared")
+    if review.escalated:
+        lines.append("escalated by the decision itself: nobody appealed")
+    else:
+        lines.append(f"the person says: {review.statement}" if review.statement else "the person gave no reason")
+        lines.append(f"judged text: {review.judged_text}" if review.judged_text else "the judged text is not shared")
     for line in [*lines, *lines_of(explained)]:
         typer.echo(printable(line))
 
@@ -177,4 +180,5 @@ def _line(review: Review) -> str:
         return f"{state}: {outcome} ({review.reason_code})  {review.name}"
     due = f"{'OVERDUE' if review.overdue else 'due'} {review.due_time.ToJsonString()}"
     held = f"  with {review.reviewer}" if review.reviewer else ""
-    return f"{state}  priority {review.priority:.3f}  {due}{held}  {review.name}"
+    urgent = "  ESCALATED" if review.escalated else ""
+    return f"{state}  priority {review.priority:.3f}{urgent}  {due}{held}  {review.name}"

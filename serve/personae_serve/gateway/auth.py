@@ -70,6 +70,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.PolicyService/RollbackRollout": "bundles.rollout",
     "/personae.v1.PolicyService/ListShadowDecisions": "bundles.list",
     "/personae.v1.PolicyService/ReplayBundle": "bundles.replay",
+    "/personae.v1.PolicyService/CountCrisisReferrals": "decisions.count",
     "/personae.v1.ReviewService/AppealDecision": "appeals.create",
     "/personae.v1.ReviewService/GetAppeal": "appeals.get",
     "/personae.v1.ReviewService/LeaseReview": "reviews.resolve",

@@ -16,6 +16,7 @@ from personae_runtime.ledger.bundles import (
     trial,
 )
 from personae_runtime.ledger.decisions import DecisionLedger
+from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.vault import Vault
 from personae_runtime.policy.bundle import shipped_bundle
@@ -37,12 +38,13 @@ class PolicyBundleServicer(PolicyServicer):
         policy: Policies,
         decisions: DecisionLedger,
         reviews: ReviewLedger,
+        protocols: ProtocolLedger,
         vault: Vault,
         redress: str,
         bundles: BundleLedger,
         keeper: BundleKeeper,
     ) -> None:
-        super().__init__(policy, decisions, reviews, vault, redress)
+        super().__init__(policy, decisions, reviews, protocols, vault, redress)
         self._bundles = bundles
         self._keeper = keeper
         # A dry run takes a while; one at a time leaves the rest to turns.

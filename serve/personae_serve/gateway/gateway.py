@@ -11,6 +11,7 @@ import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
 
@@ -26,6 +27,7 @@ from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -161,6 +163,7 @@ class Gateway:
             lease_s=settings.ledger.lease_s,
             may_store=lambda text, context: settings.memory.enabled and policies.remembers(text, context),
             draw=draw,
+            escalation_due=timedelta(hours=settings.reviews.due_hours_escalated),
         )
         personas = PersonaLedger(stores.database, stores.vault)
 
@@ -285,6 +288,7 @@ class Gateway:
                 policies,
                 DecisionLedger(stores.database),
                 reviews,
+                ProtocolLedger(stores.database),
                 stores.vault,
                 settings.policy.redress,
                 bundles,

@@ -76,19 +76,19 @@ class ReviewServicer(review_service_pb2_grpc.ReviewServiceServicer):
         tenant = _own("tenant", request.parent, "parent").tenant
         size = _page_size(request.page_size)
         state = pb.ReviewState.Name(request.state).removeprefix("REVIEW_STATE_") if request.state else ""
-        bound = f"{request.parent}?state={state}&overdue={request.overdue}"
+        bound = f"{request.parent}?state={state}&overdue={request.overdue}&order=escalated"
         place = self._api.page_place(request.page_token, "ListReviews", bound)
         rows = await self._reviews.list_reviews(
             tenant,
             state=state,
             overdue=request.overdue,
-            after=(place[0], place[1], UUID(place[2])) if place else None,
+            after=(place[0], place[1], place[2], UUID(place[3])) if place else None,
             limit=size + 1,
         )
 
         def place_of(row: Review) -> list[object]:
-            resting, rank, review_id = review_place(row)
-            return [resting, rank, str(review_id)]
+            *order, review_id = review_place(row)
+            return [*order, str(review_id)]
 
         rows, token = self._api.page(rows, size, "ListReviews", bound, place_of)
         open_count, overdue_count = await self._reviews.counts(tenant)
@@ -143,6 +143,7 @@ def _review(row: Review) -> pb.Review:
         outcome=_outcome(row.outcome),
         reason_code=row.reason_code,
         resolve_time=timestamp(row.resolved_at),
+        escalated=row.escalated,
         statement=row.statement,
         judged_text=row.judged_text,
         verdicts=[

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -51,6 +51,7 @@ from personae_runtime.ledger.export import ExportLedger, to_line
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.personas import Mutation, PersonaLedger, PersonaRow, once
 from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
+from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
@@ -986,10 +987,17 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     """
 
     def __init__(
-        self, policy: Policies, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
+        self,
+        policy: Policies,
+        decisions: DecisionLedger,
+        reviews: ReviewLedger,
+        protocols: ProtocolLedger,
+        vault: Vault,
+        redress: str,
     ) -> None:
         self._policy = policy
         self._decisions = decisions
+        self._protocols = protocols
         self._reviews = reviews
         self._redress = redress
         self._api = _Api(vault)
@@ -1037,6 +1045,31 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         record = await self._decision(request.name)
         return convert.explanation(record, self._redress, self._reviews.appealable_until(record))
 
+    async def CountCrisisReferrals(
+        self, request: policy_service_pb2.CountCrisisReferralsRequest, context: Context
+    ) -> policy_service_pb2.CountCrisisReferralsResponse:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        begin, end = _day(request.start_date, "start_date"), _day(request.end_date, "end_date")
+        if not timedelta(0) < end - begin <= _COUNTED_DAYS:
+            raise InvalidArgument(
+                "end_date is not after start_date, or too far",
+                violations=(("end_date", f"1 to {_COUNTED_DAYS.days} days after start_date"),),
+            )
+        found = await self._protocols.referrals(tenant, begin, end)
+        return policy_service_pb2.CountCrisisReferralsResponse(
+            counts=[
+                policy_service_pb2.CountCrisisReferralsResponse.Count(
+                    date=one.day.isoformat(),
+                    region_code=one.region_code,
+                    tier=one.tier,
+                    referrals=one.times,
+                    people=one.people,
+                )
+                for one in found
+            ],
+            referrals=sum(one.times for one in found),
+        )
+
     async def _decision(self, value: str) -> DecisionRecord:
         name = _own("decision", value)
         return await self._decisions.get(name.tenant, UUID(name.decision), user=CALLER.get().user or "")
@@ -1061,6 +1094,16 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         return policy_service_pb2.ListDecisionsResponse(
             decisions=[convert.decision(row) for row in rows], next_page_token=token
         )
+
+
+_COUNTED_DAYS = timedelta(days=3660)
+
+
+def _day(value: str, field: str) -> date:
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        raise InvalidArgument(f"{field} is not a day", violations=((field, "such as 2026-01-31"),)) from None
 
 
 def _decision_filter(request: policy_service_pb2.ListDecisionsRequest) -> DecisionFilter:

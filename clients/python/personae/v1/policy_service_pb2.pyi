@@ -310,3 +310,34 @@ class ListConsentEventsResponse(_message.Message):
     consent_events: _containers.RepeatedCompositeFieldContainer[ConsentEvent]
     next_page_token: str
     def __init__(self, consent_events: _Optional[_Iterable[_Union[ConsentEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CountCrisisReferralsRequest(_message.Message):
+    __slots__ = ("parent", "start_date", "end_date")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    START_DATE_FIELD_NUMBER: _ClassVar[int]
+    END_DATE_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    start_date: str
+    end_date: str
+    def __init__(self, parent: _Optional[str] = ..., start_date: _Optional[str] = ..., end_date: _Optional[str] = ...) -> None: ...
+
+class CountCrisisReferralsResponse(_message.Message):
+    __slots__ = ("counts", "referrals")
+    class Count(_message.Message):
+        __slots__ = ("date", "region_code", "tier", "referrals", "people")
+        DATE_FIELD_NUMBER: _ClassVar[int]
+        REGION_CODE_FIELD_NUMBER: _ClassVar[int]
+        TIER_FIELD_NUMBER: _ClassVar[int]
+        REFERRALS_FIELD_NUMBER: _ClassVar[int]
+        PEOPLE_FIELD_NUMBER: _ClassVar[int]
+        date: str
+        region_code: str
+        tier: str
+        referrals: int
+        people: int
+        def __init__(self, date: _Optional[str] = ..., region_code: _Optional[str] = ..., tier: _Optional[str] = ..., referrals: _Optional[int] = ..., people: _Optional[int] = ...) -> None: ...
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    REFERRALS_FIELD_NUMBER: _ClassVar[int]
+    counts: _containers.RepeatedCompositeFieldContainer[CountCrisisReferralsResponse.Count]
+    referrals: int
+    def __init__(self, counts: _Optional[_Iterable[_Union[CountCrisisReferralsResponse.Count, _Mapping]]] = ..., referrals: _Optional[int] = ...) -> None: ...

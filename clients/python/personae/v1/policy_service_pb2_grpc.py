@@ -96,6 +96,11 @@ class PolicyServiceStub:
                 request_serializer=personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_bundle__pb2.BundleDiff.FromString,
                 _registered_method=True)
+        self.CountCrisisReferrals = channel.unary_unary(
+                '/personae.v1.PolicyService/CountCrisisReferrals',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -189,6 +194,14 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountCrisisReferrals(self, request, context):
+        """How often people were referred to crisis services, by day, region and tier:
+        counts alone, which stay when people are erased.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -251,6 +264,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.ReplayBundle,
                     request_deserializer=personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.FromString,
                     response_serializer=personae_dot_v1_dot_bundle__pb2.BundleDiff.SerializeToString,
+            ),
+            'CountCrisisReferrals': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountCrisisReferrals,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -578,6 +596,33 @@ class PolicyService:
             '/personae.v1.PolicyService/ReplayBundle',
             personae_dot_v1_dot_bundle__pb2.ReplayBundleRequest.SerializeToString,
             personae_dot_v1_dot_bundle__pb2.BundleDiff.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountCrisisReferrals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/CountCrisisReferrals',
+            personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.FromString,
             options,
             channel_credentials,
             insecure,

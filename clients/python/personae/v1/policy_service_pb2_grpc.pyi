@@ -65,6 +65,10 @@ class PolicyServiceStub:
     """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
     answers with no words of anybody's.
     """
+    CountCrisisReferrals: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.CountCrisisReferralsRequest, _policy_service_pb2.CountCrisisReferralsResponse]
+    """How often people were referred to crisis services, by day, region and tier:
+    counts alone, which stay when people are erased.
+    """
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -101,6 +105,10 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     ReplayBundle: _aio.UnaryUnaryMultiCallable[_bundle_pb2.ReplayBundleRequest, _bundle_pb2.BundleDiff]  # type: ignore[assignment]
     """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
     answers with no words of anybody's.
+    """
+    CountCrisisReferrals: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.CountCrisisReferralsRequest, _policy_service_pb2.CountCrisisReferralsResponse]  # type: ignore[assignment]
+    """How often people were referred to crisis services, by day, region and tier:
+    counts alone, which stay when people are erased.
     """
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -207,6 +215,16 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_bundle_pb2.BundleDiff, _abc.Awaitable[_bundle_pb2.BundleDiff]]:
         """Dry run: what two bundles decide of recorded traffic. Changes nothing, and
         answers with no words of anybody's.
+        """
+
+    @_abc_1.abstractmethod
+    def CountCrisisReferrals(
+        self,
+        request: _policy_service_pb2.CountCrisisReferralsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.CountCrisisReferralsResponse, _abc.Awaitable[_policy_service_pb2.CountCrisisReferralsResponse]]:
+        """How often people were referred to crisis services, by day, region and tier:
+        counts alone, which stay when people are erased.
         """
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

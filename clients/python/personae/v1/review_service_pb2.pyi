@@ -80,7 +80,7 @@ class GetAppealRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Review(_message.Message):
-    __slots__ = ("name", "decision", "appeal", "state", "priority", "severity", "reach", "uncertainty", "create_time", "due_time", "overdue", "reviewer", "lease_expire_time", "outcome", "reason_code", "resolve_time", "statement", "judged_text", "verdicts")
+    __slots__ = ("name", "decision", "appeal", "state", "priority", "severity", "reach", "uncertainty", "create_time", "due_time", "overdue", "reviewer", "lease_expire_time", "outcome", "reason_code", "resolve_time", "statement", "judged_text", "verdicts", "escalated")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     APPEAL_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Review(_message.Message):
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
     JUDGED_TEXT_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
     name: str
     decision: str
     appeal: str
@@ -119,7 +120,8 @@ class Review(_message.Message):
     statement: str
     judged_text: str
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
-    def __init__(self, name: _Optional[str] = ..., decision: _Optional[str] = ..., appeal: _Optional[str] = ..., state: _Optional[_Union[ReviewState, str]] = ..., priority: _Optional[float] = ..., severity: _Optional[float] = ..., reach: _Optional[float] = ..., uncertainty: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., overdue: _Optional[bool] = ..., reviewer: _Optional[str] = ..., lease_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outcome: _Optional[_Union[ReviewOutcome, str]] = ..., reason_code: _Optional[str] = ..., resolve_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., statement: _Optional[str] = ..., judged_text: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
+    escalated: bool
+    def __init__(self, name: _Optional[str] = ..., decision: _Optional[str] = ..., appeal: _Optional[str] = ..., state: _Optional[_Union[ReviewState, str]] = ..., priority: _Optional[float] = ..., severity: _Optional[float] = ..., reach: _Optional[float] = ..., uncertainty: _Optional[float] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., overdue: _Optional[bool] = ..., reviewer: _Optional[str] = ..., lease_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., outcome: _Optional[_Union[ReviewOutcome, str]] = ..., reason_code: _Optional[str] = ..., resolve_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., statement: _Optional[str] = ..., judged_text: _Optional[str] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., escalated: _Optional[bool] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("reviewer", "outcome", "reason_code", "create_time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from datetime import date, datetime
 
 from personae.v1 import bundle_pb2, event_pb2, persona_service_pb2
 from personae.v1 import policy_service_pb2 as pb
@@ -95,6 +95,15 @@ class Policy:
         async for page in pages(fetch):
             for decision in page.decisions:
                 yield decision
+
+    async def count_crisis_referrals(self, parent: str, start: date, end: date) -> pb.CountCrisisReferralsResponse:
+        """How often people of a tenant were referred to crisis services, by day (UTC), region and tier.
+
+        Args:
+            end: the day after the last one.
+        """
+        request = pb.CountCrisisReferralsRequest(parent=parent, start_date=start.isoformat(), end_date=end.isoformat())
+        return await self._transport.unary(self._stub.CountCrisisReferrals, request)
 
     # -- bundles -------------------------------------------------------------
 
