@@ -25,6 +25,7 @@ from personae_runtime.ledger.erasure import Eraser, ErasureLedger
 from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
+from personae_runtime.ledger.reports import ReportLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -225,6 +226,7 @@ class Gateway:
             on_sequenced=telemetry.audit_entries.add,
             on_age=telemetry.audit_checkpoint_age.set,
         )
+        reports = ReportLedger(stores.database, stores.vault, audit_log, settings.reports)
         self.peers = Peers(
             telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
         )
@@ -263,8 +265,8 @@ class Gateway:
                 policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
             ),
             consents=ConsentServicer(consents, stores.vault),
-            reviews=ReviewServicer(reviews, stores.vault),
-            audit=AuditServicer(audit_log, stores.vault),
+            reviews=ReviewServicer(reviews, reports, stores.vault),
+            audit=AuditServicer(audit_log, reports, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",
