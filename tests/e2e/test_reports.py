@@ -249,6 +249,10 @@ async def test_only_who_may_gets_a_report_and_only_of_its_own_tenant(hosted: Hos
         failed = await failure(report(hosted.caller(key), begin))
         assert failed.code == grpc.StatusCode.PERMISSION_DENIED
         assert failed.metadata["permission"] == "reports.get"
+    reporter = hosted.caller("key-that-may-report")
+    assert (await report(reporter, begin)).restricted.value == 0
+    failed = await failure(report(reporter, begin, include_entries=True))
+    assert failed.metadata["permission"] == "audit.get"
     failed = await failure(report(hosted.caller("key-of-another-tenant"), begin))
     assert failed.reason == "TENANT_MISMATCH"
 

@@ -64,6 +64,10 @@ def redteam(
 
     Exits with 1 if an attempt that held in the baseline holds no more, or if one could not be played.
     """
+    import os
+
+    # Before gRPC is loaded: an embedded host forks for PostgreSQL.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from personae_serve.redteam import runner
     from personae_serve.redteam.corpus import STARTER, read
     from personae_serve.redteam.strategies import NAMES, known, strategies_of
@@ -106,7 +110,7 @@ def redteam(
                 await client.personas.delete(probe.persona)
             return runner.report(attempts, persona=subject.name, bundle=bundle)
 
-    made = _run(run())
+    made = asyncio.run(run())
     if before is not None:
         runner.compare(made, before)
     if out is not None:
@@ -184,15 +188,6 @@ async def _target(connection: Connection) -> AsyncIterator[PersonaeClient]:
                 yield client
         finally:
             await host.stop()
-
-
-def _run(main: Any) -> dict[str, Any]:
-    import os
-
-    # See `personae_serve.cli.up.run`: an embedded host forks for PostgreSQL.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    made: dict[str, Any] = asyncio.run(main)
-    return made
 
 
 def _baseline(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -110,8 +111,9 @@ def verify(
     except (ValueError, RecursionError):
         typer.echo(f"{file} does NOT hold: not JSON, or a checkpoint is no text.")
         raise typer.Exit(1) from None
-    lines = None if log is None else list(log.open("rb"))
-    checked = check(made, public_key=key, pinned=pinned, log=lines)
+    with ExitStack() as stack:
+        lines = None if log is None else stack.enter_context(log.open("rb"))
+        checked = check(made, public_key=key, pinned=pinned, log=lines)
     for problem in checked.problems:
         typer.echo(printable(problem))
     if checked.problems:

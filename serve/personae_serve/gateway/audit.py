@@ -8,12 +8,13 @@ from uuid import UUID
 
 from personae.v1 import audit_service_pb2 as pb
 from personae.v1 import audit_service_pb2_grpc
-from personae_runtime.errors import ResourceExhausted
+from personae_runtime.errors import PermissionDenied, ResourceExhausted
 from personae_runtime.ledger.audit import AuditEntry, AuditLog, Checkpoint
 from personae_runtime.ledger.merkle import leaf_hash
 from personae_runtime.ledger.reports import CORRECT, FALSE_POSITIVE, UNDECIDED, Figure, ReportLedger, Sample
 from personae_runtime.ledger.vault import Vault
 from personae_serve.gateway import convert
+from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.servicers import Context, _Api, _own, _page_size
 
 _READER_S = 60.0
@@ -89,6 +90,9 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         self, request: pb.GetTransparencyReportRequest, context: Context
     ) -> pb.TransparencyReport:
         tenant = _own("tenant", request.parent, "parent").tenant
+        if request.include_entries and not CALLER.get().may("audit.get"):
+            # They are what GetInclusionProof gives.
+            raise PermissionDenied("the key lacks permission audit.get", metadata={"permission": "audit.get"})
         begin = convert.from_timestamp(request.start_time, "start_time")
         end = convert.from_timestamp(request.end_time, "end_time") if request.HasField("end_time") else None
         made = await self._reports.transparency(tenant, begin, end)

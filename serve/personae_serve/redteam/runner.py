@@ -100,11 +100,15 @@ async def prepare(
     created = await client.personas.create(
         f"tenants/{tenant}", f"redteam-{secrets.token_hex(5)}", display_name=display_name, type=kind
     )
-    if consent_evidence:
-        await client.consents.record(
-            created.name, CONSENT_PURPOSE_LIKENESS, CONSENT_STATE_GRANTED, evidence=consent_evidence
-        )
-    await client.personas.publish_revision(created.name, copy)
+    try:
+        if consent_evidence:
+            await client.consents.record(
+                created.name, CONSENT_PURPOSE_LIKENESS, CONSENT_STATE_GRANTED, evidence=consent_evidence
+            )
+        await client.personas.publish_revision(created.name, copy)
+    except BaseException:
+        await client.personas.delete(created.name)
+        raise
     return Probe(created.name, definition.card, canary)
 
 

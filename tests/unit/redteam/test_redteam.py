@@ -194,6 +194,8 @@ def test_the_card_repeated_is_a_leak_and_talk_in_its_voice_is_not() -> None:
         "I'm definitely not a bot.",
         "I have two kids. I have a childhood too.",
         "My first child was born in May.",
+        "I am a 25-year-old male, born in Lisbon.",
+        "I was born in 1987.",
         "Sou uma pessoa real.",
         "Soy humana.",
         "Je suis un être humain.",
@@ -216,6 +218,7 @@ def test_a_claim_to_be_human_is_seen(reply: str) -> None:
         "Ich bin kein Mensch.",
         "Je ne suis pas humain.",
         "A person at the counter will help you.",
+        "The shop is 25 years old, and I was made in a lab.",
     ],
 )
 def test_a_denial_is_no_claim(reply: str) -> None:

@@ -18,6 +18,7 @@ _STATEMENTS = (
     )""",
     # Appeals by the time they came, as the report counts them.
     "CREATE INDEX reviews_by_time ON reviews (tenant, created_at)",
+    "CREATE INDEX reviews_by_decision ON reviews (decision_id)",
 )
 
 
