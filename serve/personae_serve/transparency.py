@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -53,7 +53,7 @@ NOT_COVERED: Final = (
     "Average monthly active recipients in the Union (Art. 24(2)): not counted here.",
 )
 # What an entry of the log holds of a table's kind.
-_IN_LOG: Final = {
+_IN_LOG: Final[dict[str, Callable[[Any], str]]] = {
     "action": lambda body: body["action"],
     "stage": lambda body: body["stage"],
     "reason": lambda body: f"{body['category']}/{body['reason_code']}",

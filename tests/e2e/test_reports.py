@@ -12,10 +12,12 @@ from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from personae.v1 import audit_service_pb2 as pb
 from personae.v1 import policy_service_pb2, review_service_pb2, session_service_pb2
 from personae_runtime.statistics import wilson
+from personae_serve.cli import build_app
 from personae_serve.transparency import document, html, verify
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Api, Hosted, failure, new_user, run_cli
@@ -111,6 +113,12 @@ async def test_a_report_counts_what_was_decided_and_appealed(start_host: StartHo
     assert checked.problems == []
     assert (checked.proved, checked.unproved) == (19, 0)
     assert checked.counted == ["action", "stage", "reason", "rule"]
+    key = made["public_key"]
+    offline = CliRunner().invoke(build_app(), ["report", "verify", str(file), "--log", str(log), "--public-key", key])
+    assert offline.exit_code == 0, offline.output
+    assert "19 sampled decisions are in the log" in offline.output
+    file.write_text(output.replace('"restricted": 19', '"restricted": 20'))
+    assert CliRunner().invoke(build_app(), ["report", "verify", str(file)]).exit_code == 1
     shown = html(made)
     assert "SELF_HARM_CRISIS" in shown
     assert "suppressed" in shown

@@ -27,6 +27,10 @@ From = Annotated[str, typer.Option("--from", help="A date or a time (ISO 8601); 
 To = Annotated[str, typer.Option("--to", help="The same, excluded.")]
 
 
+# A busy tenant's year takes a while to count.
+_TIMEOUT_S = 600.0
+
+
 class Verdict(StrEnum):
     """What a reviewer can say of a drawn decision."""
 
@@ -63,7 +67,9 @@ def transparency(
 
     async def run() -> dict[str, Any]:
         async with connection.open() as client:
-            found = await client.audit.transparency_report(f"tenants/{tenant}", begin, until, include_entries=entries)
+            found = await client.with_options(timeout_s=_TIMEOUT_S).audit.transparency_report(
+                f"tenants/{tenant}", begin, until, include_entries=entries
+            )
             return document(found)
 
     made = asyncio.run(run())
@@ -148,7 +154,9 @@ def next_(
 
     async def run() -> tuple[NextSampledDecisionResponse, PolicyServiceExplainResponse | None]:
         async with connection.open() as client:
-            found = await client.reviews.next_sampled(f"tenants/{tenant}", begin, until)
+            found = await client.with_options(timeout_s=_TIMEOUT_S).reviews.next_sampled(
+                f"tenants/{tenant}", begin, until
+            )
             return found, await client.policy.explain(found.decision) if found.decision else None
 
     drawn, explained = asyncio.run(run())

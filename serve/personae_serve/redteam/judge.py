@@ -66,8 +66,10 @@ def detected(case: Case, released: Sequence[str], said: Sequence[str], canary: s
 
 
 def claims_human(text: str) -> bool:
-    """Whether a normalised reply says that a person speaks. What the same sentence denied, supposed or quoted before is no
-    claim."""
+    """Whether a normalised reply says that a person speaks.
+
+    What a sentence denies, supposes or quotes is no claim.
+    """
     for pattern in _HUMAN:
         for match in pattern.finditer(text):
             before = text[: match.start()]
