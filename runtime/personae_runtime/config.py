@@ -599,6 +599,31 @@ class ReviewSettings(_Section):
     due_hours_low: float = Field(168.0, gt=0, description="Hours until any other review is due.", examples=[168])
 
 
+class ReportSettings(_Section):
+    """Transparency reports."""
+
+    min_people: int = Field(
+        5,
+        ge=1,
+        description="A number in a transparency report with fewer people behind it is suppressed, and with it what it"
+        " would follow from; 1 suppresses none.",
+        examples=[5],
+    )
+    sample_size: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Restrictions drawn at random for reviewers to look for false positives among.",
+        examples=[100],
+    )
+    show_messages: bool = Field(
+        False,
+        description="Let reviewers of that sample read the message that a decision was about. People are not asked:"
+        " turn it on only where your terms and your law allow it. Each look enters the audit log.",
+        examples=[True],
+    )
+
+
 class SessionSettings(_Section):
     """Turns and their limits."""
 
@@ -928,6 +953,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     policy: PolicySettings = PolicySettings()
     reviews: ReviewSettings = ReviewSettings()
+    reports: ReportSettings = ReportSettings()
     sessions: SessionSettings = SessionSettings()
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

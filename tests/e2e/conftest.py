@@ -28,6 +28,7 @@ KEYS = (
         api_key(f"key-of-reviewer-{at}", id=f"reviewer-{at}", permissions=("reviews.*", "decisions.*"))
         for at in (1, 2, 3)
     ),
+    api_key("key-that-may-report", id="reporter", permissions=("reports.get",)),
     api_key("key-that-may-read-personas", id="reader", permissions=("personas.get", "personas.list")),
 )
 

@@ -328,7 +328,7 @@ class AuditLog:
 
     def _note(self, name: str, size: int, root: bytes, at: datetime) -> str:
         """A C2SP tlog-checkpoint with one extension line, the time, as a signed note whose key is named as the log."""
-        text = f"{name}\n{size}\n{base64.b64encode(root).decode()}\ntime {_timestamp(at)}\n"
+        text = f"{name}\n{size}\n{base64.b64encode(root).decode()}\ntime {timestamp(at)}\n"
         key_id = sha256(name.encode() + b"\n" + _ED25519 + self._signer.public_key).digest()[:4]
         signature = base64.b64encode(key_id + self._signer.sign(text.encode())).decode()
         return f"{text}\n\u2014 {name} {signature}\n"
@@ -373,6 +373,29 @@ class AuditLog:
             raise _size_invalid("tree_size", f"more than the entry's index, {position}")
         root, *hashes = await self._roots(tenant, [(0, size), *merkle.inclusion(position, size)])
         return Inclusion(rows[0], size, root, tuple(hashes))
+
+    async def inclusions(self, tenant: str, entry_ids: Sequence[UUID], size: int) -> dict[UUID, Inclusion]:
+        """Proofs that entries, by their ids, are in the tree of the first `size`; without those that are not there.
+
+        Raises:
+            InvalidArgument: the log never had that size (reason TREE_SIZE_INVALID).
+        """
+        rows = await self._database.fetch(
+            "SELECT * FROM audit_entries WHERE tenant = $1 AND entry_id = ANY($2) AND position < $3",
+            tenant,
+            list(entry_ids),
+            size,
+        )
+        if not rows:
+            return {}
+        await self._require_size(tenant, size, "tree_size")
+        paths = [merkle.inclusion(row["position"], size) for row in rows]
+        root, *hashes = await self._roots(tenant, [(0, size), *(part for path in paths for part in path)])
+        found, at = {}, 0
+        for row, path in zip(rows, paths, strict=True):
+            found[row["entry_id"]] = Inclusion(_entry(row), size, root, tuple(hashes[at : at + len(path)]))
+            at += len(path)
+        return found
 
     async def consistency(self, tenant: str, first: int, second: int) -> Consistency:
         """Proof that a log of `second` entries begins with the same log's first `first` ones.
@@ -475,7 +498,7 @@ def _leaf(row: asyncpg.Record) -> bytes:
         "id": str(row["entry_id"]),
         "kind": row["kind"],
         "tenant": row["tenant"],
-        "time": _timestamp(row["created_at"]),
+        "time": timestamp(row["created_at"]),
     }
     return orjson.dumps(entry)
 
@@ -484,7 +507,7 @@ def _line(**fields: Any) -> str:
     return orjson.dumps(fields).decode()
 
 
-def _timestamp(at: datetime) -> str:
+def timestamp(at: datetime) -> str:
     """RFC 3339 in UTC, with microseconds."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected
 from personae_serve.cli.models import ModelsDir
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from personae_runtime.config import Settings
+    from personae_runtime.evals.bias import Pairs
     from personae_runtime.evals.memory import Conversation, Report
 
 app = typer.Typer(help="Measure what a host does, on data of your own.", no_args_is_help=True)
@@ -108,6 +113,100 @@ def policy(
         _show_figures(report)
 
 
+@app.command()
+@connected
+def bias(
+    pairs: Annotated[Path | None, typer.Option(help="Pairs, YAML. [default: those that ship]", dir_okay=False)] = None,
+    stage: Annotated[Literal["input", "output"], typer.Option(help="Where the gate stands.")] = "input",
+    age_band: Annotated[Literal["unknown", "teen", "adult"], typer.Option(help="Of the person spoken to.")] = "unknown",
+    scorers: Annotated[
+        str, typer.Option(help="Scorers, by commas, as in `policy.scorers`; without --target.")
+    ] = "configured",
+    models_dir: ModelsDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Only one JSON object, as the last line.")] = False,
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Whether the gate refuses or scores people differently for who they are or how they speak.
+
+    Differences from a reference group, with 95 % intervals over pairs, and p-values adjusted for being many. Judges
+    here, by the configured bundle; with --target by that host, over gRPC.
+    """
+    import asyncio
+    from json import dumps
+
+    from personae_runtime.config import load_settings
+    from personae_runtime.evals import bias as evals
+
+    chosen = evals.read(pairs or evals.SHIPPED)
+    if connection.target is not None:
+        report = asyncio.run(_bias_over_grpc(chosen, stage, age_band, connection, tenant))
+    else:
+        settings = load_settings()
+        if models_dir is not None:
+            settings = settings.model_copy(update={"models_dir": models_dir.expanduser()})
+        names = settings.policy.scorers if scorers == "configured" else tuple(filter(None, scorers.split(",")))
+        report = asyncio.run(_bias_here(chosen, stage, age_band, settings, names))
+    report |= {"stage": stage, "age_band": age_band}
+    if not as_json:
+        _show_bias(report)
+    typer.echo(dumps(report, ensure_ascii=False))
+
+
+async def _bias_here(
+    pairs: Pairs, stage: str, age_band: str, settings: Settings, names: Sequence[str]
+) -> dict[str, Any]:
+    from personae_runtime.evals.bias import Judged, evaluate, gravest
+    from personae_runtime.evals.operating_point import operating_point
+    from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
+    from personae_runtime.policy.policy import Policy
+    from personae_serve.stores import make_embedder
+
+    embedder = make_embedder(settings.models_dir) if "cascade" in names else None
+    loaded = Policy.load(settings.policy.bundle, names, 60_000, embedder)
+    context = PolicyContext("assistant", AgeBand(age_band))
+
+    async def judge(text: str) -> Judged:
+        decision = await loaded.decide(Stage(stage), text, context)
+        return Judged(decision.action.stops, gravest(decision.scores))
+
+    try:
+        if embedder is not None:
+            await embedder.start()
+        report = await evaluate(pairs, judge)
+    finally:
+        if embedder is not None:
+            await embedder.close()
+    return report | {"scorers": list(names), "operating_point": operating_point(loaded)}
+
+
+async def _bias_over_grpc(
+    pairs: Pairs, stage: str, age_band: str, connection: Connection, tenant: str
+) -> dict[str, Any]:
+    from personae.v1.event_pb2 import POLICY_ACTION_BLOCK, POLICY_ACTION_ESCALATE, PolicyStage
+    from personae.v1.persona_service_pb2 import PERSONA_TYPE_ASSISTANT
+    from personae.v1.policy_service_pb2 import AgeBand
+    from personae_runtime.evals.bias import Judged, evaluate, gravest
+
+    where: PolicyStage = getattr(PolicyStage, "Value")(f"POLICY_STAGE_{stage.upper()}")  # noqa: B009 - plain int
+    told = "UNSPECIFIED" if age_band == "unknown" else age_band.upper()
+    age: AgeBand = getattr(AgeBand, "Value")(f"AGE_BAND_{told}")  # noqa: B009 - typed as a plain int
+    versions: set[str] = set()
+    async with connection.open() as client:
+
+        async def judge(text: str) -> Judged:
+            answer = await client.policy.classify(
+                f"tenants/{tenant}", text, where, persona_type=PERSONA_TYPE_ASSISTANT, age_band=age
+            )
+            versions.add(answer.bundle_version)
+            stopped = answer.action in (POLICY_ACTION_BLOCK, POLICY_ACTION_ESCALATE)
+            return Judged(stopped, gravest(answer.scores))
+
+        report = await evaluate(pairs, judge)
+    return report | {"bundle_versions": sorted(versions)}
+
+
 async def _measure(conversations: list[Conversation], models: Path | None) -> Report:
     import tempfile
     from contextlib import AsyncExitStack
@@ -188,3 +287,29 @@ def _show_figures(report: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(f"bundle {report['operating_point']['bundle_digest']}")
+
+
+def _show_bias(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['texts']} texts, {report['refused']:.2%} refused; differences from the reference")
+    for name in ("axis", "group", "pairs", "refused", "difference", "p (Holm)", "score", "difference", "p (Holm)"):
+        table.add_column(name, justify="left" if name in ("axis", "group") else "right")
+    for row in report["comparisons"]:
+        cells = [row["axis"], f"{row['group']} vs {row['reference']}", str(row["pairs"])]
+        for figure in ("refused", "score"):
+            low, high = row[f"{figure}_ci"]
+            cells += [
+                f"{row[figure]:.3f}",
+                f"{row[f'{figure}_difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                f"{row[f'{figure}_p_holm']:.3f}{' *' if row[f'{figure}_differs'] else ''}",
+            ]
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"of {report['tests']} comparisons {report['refused_differ']} differ in refusals and"
+        f" {report['scores_differ']} in scores, at a family-wise error rate of 5 %",
+        markup=False,
+    )

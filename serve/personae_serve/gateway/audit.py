@@ -8,10 +8,13 @@ from uuid import UUID
 
 from personae.v1 import audit_service_pb2 as pb
 from personae.v1 import audit_service_pb2_grpc
-from personae_runtime.errors import ResourceExhausted
+from personae_runtime.errors import PermissionDenied, ResourceExhausted
 from personae_runtime.ledger.audit import AuditEntry, AuditLog, Checkpoint
+from personae_runtime.ledger.merkle import leaf_hash
+from personae_runtime.ledger.reports import CORRECT, FALSE_POSITIVE, UNDECIDED, Figure, ReportLedger, Sample
 from personae_runtime.ledger.vault import Vault
 from personae_serve.gateway import convert
+from personae_serve.gateway.auth import CALLER
 from personae_serve.gateway.servicers import Context, _Api, _own, _page_size
 
 _READER_S = 60.0
@@ -20,8 +23,9 @@ _READER_S = 60.0
 class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     """`personae.v1.AuditService`."""
 
-    def __init__(self, log: AuditLog, vault: Vault) -> None:
+    def __init__(self, log: AuditLog, reports: ReportLedger, vault: Vault) -> None:
         self._log = log
+        self._reports = reports
         self._api = _Api(vault)
 
     async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> pb.Checkpoint:
@@ -82,6 +86,39 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
                         f"the export was not read for {_READER_S:g} s", reason="SLOW_CONSUMER"
                     ) from None
 
+    async def GetTransparencyReport(
+        self, request: pb.GetTransparencyReportRequest, context: Context
+    ) -> pb.TransparencyReport:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        if request.include_entries and not CALLER.get().may("audit.get"):
+            # They are what GetInclusionProof gives.
+            raise PermissionDenied("the key lacks permission audit.get", metadata={"permission": "audit.get"})
+        begin = convert.from_timestamp(request.start_time, "start_time")
+        end = convert.from_timestamp(request.end_time, "end_time") if request.HasField("end_time") else None
+        made = await self._reports.transparency(tenant, begin, end)
+        return pb.TransparencyReport(
+            parent=request.parent,
+            start_time=convert.timestamp(made.begin),
+            end_time=convert.timestamp(made.end),
+            create_time=convert.timestamp(made.created_at),
+            min_people=made.min_people,
+            allowed=_number(made.allowed),
+            restricted=_number(made.restricted),
+            reviewed=_number(made.reviewed),
+            automated_share=made.automated_share,
+            tables=[
+                pb.ReportTable(
+                    dimension=dimension, rows=[pb.ReportTable.Row(key=key, count=_number(row)) for key, row in rows]
+                )
+                for dimension, rows in made.tables.items()
+            ],
+            complaints=_number(made.complaints),
+            median_hours_to_decision=made.median_hours,
+            crisis_referrals=_number(made.crisis_referrals),
+            sample=None if made.sample is None else _sample(tenant, made.sample, request.include_entries),
+            checkpoint=self._checkpoint(made.checkpoint),
+        )
+
     def _checkpoint(self, signed: Checkpoint) -> pb.Checkpoint:
         return pb.Checkpoint(
             origin=signed.origin,
@@ -100,4 +137,32 @@ def _entry(row: AuditEntry) -> pb.AuditEntry:
         kind=row.kind,
         record_time=convert.timestamp(row.created_at),
         entry_json=row.entry.decode(),
+    )
+
+
+def _number(figure: Figure) -> pb.ReportFigure:
+    return pb.ReportFigure(value=figure.value, suppressed=figure.suppressed)
+
+
+def _sample(tenant: str, sample: Sample, with_entries: bool) -> pb.ReportSample:
+    items = []
+    for decision in sample.decisions:
+        item = pb.ReportSample.Item(decision=f"tenants/{tenant}/decisions/{decision}")
+        proof = sample.inclusions.get(decision)
+        if proof is not None:
+            item.leaf_hash = leaf_hash(proof.entry.entry)
+            item.index = proof.entry.position
+            item.hashes.extend(proof.hashes)
+            item.entry_json = proof.entry.entry.decode() if with_entries else ""
+        items.append(item)
+    rate, low, high = sample.rate or (None, None, None)
+    return pb.ReportSample(
+        seed=sample.seed,
+        items=items,
+        correct_count=sample.judgments.get(CORRECT, 0),
+        false_positive_count=sample.judgments.get(FALSE_POSITIVE, 0),
+        undecided_count=sample.judgments.get(UNDECIDED, 0),
+        false_positive_rate=rate,
+        false_positive_rate_low=low,
+        false_positive_rate_high=high,
     )

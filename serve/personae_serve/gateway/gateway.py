@@ -28,6 +28,7 @@ from personae_runtime.ledger.export import ExportLedger
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.protocols import ProtocolLedger
+from personae_runtime.ledger.reports import ReportLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.writer import EventWriter
@@ -250,6 +251,7 @@ class Gateway:
             on_sequenced=telemetry.audit_entries.add,
             on_age=telemetry.audit_checkpoint_age.set,
         )
+        reports = ReportLedger(stores.database, stores.vault, audit_log, settings.reports)
         self.peers = Peers(
             telemetry, known=lambda: sessions.peers, credentials=lambda: peer_credentials(settings.gateway.tls)
         )
@@ -295,8 +297,8 @@ class Gateway:
                 keeper,
             ),
             consents=ConsentServicer(consents, stores.vault),
-            reviews=ReviewServicer(reviews, stores.vault),
-            audit=AuditServicer(audit_log, stores.vault),
+            reviews=ReviewServicer(reviews, reports, stores.vault),
+            audit=AuditServicer(audit_log, reports, stores.vault),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",

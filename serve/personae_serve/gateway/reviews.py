@@ -8,19 +8,21 @@ from uuid import UUID
 from personae.v1 import review_service_pb2 as pb
 from personae.v1 import review_service_pb2_grpc
 from personae_runtime.errors import InvalidArgument
+from personae_runtime.ledger.reports import ReportLedger
 from personae_runtime.ledger.reviews import Appeal, Review, ReviewLedger, review_place
 from personae_runtime.ledger.vault import Vault
 from personae_runtime.policy.draft import draft
 from personae_serve.gateway.auth import CALLER
-from personae_serve.gateway.convert import timestamp
+from personae_serve.gateway.convert import from_timestamp, timestamp
 from personae_serve.gateway.servicers import Context, _Api, _own, _page_size
 
 
 class ReviewServicer(review_service_pb2_grpc.ReviewServiceServicer):
     """`personae.v1.ReviewService`. A reviewer is the caller's key, or the subject of its token."""
 
-    def __init__(self, reviews: ReviewLedger, vault: Vault) -> None:
+    def __init__(self, reviews: ReviewLedger, reports: ReportLedger, vault: Vault) -> None:
         self._reviews = reviews
+        self._reports = reports
         self._api = _Api(vault)
 
     async def AppealDecision(self, request: pb.AppealDecisionRequest, context: Context) -> pb.Appeal:
@@ -104,6 +106,40 @@ class ReviewServicer(review_service_pb2_grpc.ReviewServiceServicer):
         # Composing YAML of a thousand texts takes its time.
         made = await asyncio.to_thread(draft, await self._reviews.overturned(tenant))
         return pb.BundleDraft(yaml=made.yaml, test_count=made.tests, withheld_count=made.withheld)
+
+    async def NextSampledDecision(
+        self, request: pb.NextSampledDecisionRequest, context: Context
+    ) -> pb.NextSampledDecisionResponse:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        drawn = await self._reports.next_sampled(
+            tenant,
+            from_timestamp(request.start_time, "start_time"),
+            from_timestamp(request.end_time, "end_time"),
+            CALLER.get().key_id,
+        )
+        return pb.NextSampledDecisionResponse(
+            decision="" if drawn.decision_id is None else f"tenants/{tenant}/decisions/{drawn.decision_id}",
+            remaining_count=drawn.remaining,
+            message=drawn.message,
+        )
+
+    async def JudgeSampledDecision(
+        self, request: pb.JudgeSampledDecisionRequest, context: Context
+    ) -> pb.SampleJudgment:
+        name = _own("decision", request.decision, "decision")
+        made = await self._reports.judge(
+            name.tenant,
+            UUID(name.decision),
+            CALLER.get().key_id,
+            pb.SampleVerdict.Name(request.verdict).removeprefix("SAMPLE_VERDICT_"),
+            request.reason_code,
+        )
+        return pb.SampleJudgment(
+            decision=request.decision,
+            verdict=f"SAMPLE_VERDICT_{made.verdict}",
+            reason_code=made.reason_code,
+            create_time=timestamp(made.created_at),
+        )
 
 
 def _outcome(value: str) -> str:

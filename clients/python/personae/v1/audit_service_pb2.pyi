@@ -127,3 +127,105 @@ class ExportAuditLogResponse(_message.Message):
     JSON_LINE_FIELD_NUMBER: _ClassVar[int]
     json_line: str
     def __init__(self, json_line: _Optional[str] = ...) -> None: ...
+
+class GetTransparencyReportRequest(_message.Message):
+    __slots__ = ("parent", "start_time", "end_time", "include_entries")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    include_entries: bool
+    def __init__(self, parent: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., include_entries: _Optional[bool] = ...) -> None: ...
+
+class ReportFigure(_message.Message):
+    __slots__ = ("value", "suppressed")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
+    value: int
+    suppressed: bool
+    def __init__(self, value: _Optional[int] = ..., suppressed: _Optional[bool] = ...) -> None: ...
+
+class ReportTable(_message.Message):
+    __slots__ = ("dimension", "rows")
+    class Row(_message.Message):
+        __slots__ = ("key", "count")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        COUNT_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        count: ReportFigure
+        def __init__(self, key: _Optional[str] = ..., count: _Optional[_Union[ReportFigure, _Mapping]] = ...) -> None: ...
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    dimension: str
+    rows: _containers.RepeatedCompositeFieldContainer[ReportTable.Row]
+    def __init__(self, dimension: _Optional[str] = ..., rows: _Optional[_Iterable[_Union[ReportTable.Row, _Mapping]]] = ...) -> None: ...
+
+class ReportSample(_message.Message):
+    __slots__ = ("seed", "items", "correct_count", "false_positive_count", "undecided_count", "false_positive_rate", "false_positive_rate_low", "false_positive_rate_high")
+    class Item(_message.Message):
+        __slots__ = ("decision", "leaf_hash", "index", "hashes", "entry_json")
+        DECISION_FIELD_NUMBER: _ClassVar[int]
+        LEAF_HASH_FIELD_NUMBER: _ClassVar[int]
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        HASHES_FIELD_NUMBER: _ClassVar[int]
+        ENTRY_JSON_FIELD_NUMBER: _ClassVar[int]
+        decision: str
+        leaf_hash: bytes
+        index: int
+        hashes: _containers.RepeatedScalarFieldContainer[bytes]
+        entry_json: str
+        def __init__(self, decision: _Optional[str] = ..., leaf_hash: _Optional[bytes] = ..., index: _Optional[int] = ..., hashes: _Optional[_Iterable[bytes]] = ..., entry_json: _Optional[str] = ...) -> None: ...
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    CORRECT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    UNDECIDED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_LOW_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_HIGH_FIELD_NUMBER: _ClassVar[int]
+    seed: str
+    items: _containers.RepeatedCompositeFieldContainer[ReportSample.Item]
+    correct_count: int
+    false_positive_count: int
+    undecided_count: int
+    false_positive_rate: float
+    false_positive_rate_low: float
+    false_positive_rate_high: float
+    def __init__(self, seed: _Optional[str] = ..., items: _Optional[_Iterable[_Union[ReportSample.Item, _Mapping]]] = ..., correct_count: _Optional[int] = ..., false_positive_count: _Optional[int] = ..., undecided_count: _Optional[int] = ..., false_positive_rate: _Optional[float] = ..., false_positive_rate_low: _Optional[float] = ..., false_positive_rate_high: _Optional[float] = ...) -> None: ...
+
+class TransparencyReport(_message.Message):
+    __slots__ = ("parent", "start_time", "end_time", "create_time", "min_people", "allowed", "restricted", "reviewed", "automated_share", "tables", "complaints", "median_hours_to_decision", "crisis_referrals", "sample", "checkpoint")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MIN_PEOPLE_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    RESTRICTED_FIELD_NUMBER: _ClassVar[int]
+    REVIEWED_FIELD_NUMBER: _ClassVar[int]
+    AUTOMATED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    COMPLAINTS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_HOURS_TO_DECISION_FIELD_NUMBER: _ClassVar[int]
+    CRISIS_REFERRALS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    create_time: _timestamp_pb2.Timestamp
+    min_people: int
+    allowed: ReportFigure
+    restricted: ReportFigure
+    reviewed: ReportFigure
+    automated_share: float
+    tables: _containers.RepeatedCompositeFieldContainer[ReportTable]
+    complaints: ReportFigure
+    median_hours_to_decision: float
+    crisis_referrals: ReportFigure
+    sample: ReportSample
+    checkpoint: Checkpoint
+    def __init__(self, parent: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., min_people: _Optional[int] = ..., allowed: _Optional[_Union[ReportFigure, _Mapping]] = ..., restricted: _Optional[_Union[ReportFigure, _Mapping]] = ..., reviewed: _Optional[_Union[ReportFigure, _Mapping]] = ..., automated_share: _Optional[float] = ..., tables: _Optional[_Iterable[_Union[ReportTable, _Mapping]]] = ..., complaints: _Optional[_Union[ReportFigure, _Mapping]] = ..., median_hours_to_decision: _Optional[float] = ..., crisis_referrals: _Optional[_Union[ReportFigure, _Mapping]] = ..., sample: _Optional[_Union[ReportSample, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ...) -> None: ...

@@ -62,6 +62,11 @@ class AuditServiceStub:
                 request_serializer=personae_dot_v1_dot_audit__service__pb2.ExportAuditLogRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_audit__service__pb2.ExportAuditLogResponse.FromString,
                 _registered_method=True)
+        self.GetTransparencyReport = channel.unary_unary(
+                '/personae.v1.AuditService/GetTransparencyReport',
+                request_serializer=personae_dot_v1_dot_audit__service__pb2.GetTransparencyReportRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_audit__service__pb2.TransparencyReport.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -105,6 +110,14 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTransparencyReport(self, request, context):
+        """Counts a tenant's decisions and appeals over a time, in the terms of the Digital Services Act, articles 15 and 24,
+        with a random sample of decisions whose places in the log it proves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +145,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ExportAuditLog,
                     request_deserializer=personae_dot_v1_dot_audit__service__pb2.ExportAuditLogRequest.FromString,
                     response_serializer=personae_dot_v1_dot_audit__service__pb2.ExportAuditLogResponse.SerializeToString,
+            ),
+            'GetTransparencyReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTransparencyReport,
+                    request_deserializer=personae_dot_v1_dot_audit__service__pb2.GetTransparencyReportRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_audit__service__pb2.TransparencyReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +290,33 @@ class AuditService:
             '/personae.v1.AuditService/ExportAuditLog',
             personae_dot_v1_dot_audit__service__pb2.ExportAuditLogRequest.SerializeToString,
             personae_dot_v1_dot_audit__service__pb2.ExportAuditLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTransparencyReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.AuditService/GetTransparencyReport',
+            personae_dot_v1_dot_audit__service__pb2.GetTransparencyReportRequest.SerializeToString,
+            personae_dot_v1_dot_audit__service__pb2.TransparencyReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class AuditServiceStub:
     """Proves that the log only grew between two sizes."""
     ExportAuditLog: _grpc.UnaryStreamMultiCallable[_audit_service_pb2.ExportAuditLogRequest, _audit_service_pb2.ExportAuditLogResponse]
     """Streams the whole log with its checkpoints, for `personae audit verify`."""
+    GetTransparencyReport: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.GetTransparencyReportRequest, _audit_service_pb2.TransparencyReport]
+    """Counts a tenant's decisions and appeals over a time, in the terms of the Digital Services Act, articles 15 and 24,
+    with a random sample of decisions whose places in the log it proves.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -65,6 +69,10 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Proves that the log only grew between two sizes."""
     ExportAuditLog: _aio.UnaryStreamMultiCallable[_audit_service_pb2.ExportAuditLogRequest, _audit_service_pb2.ExportAuditLogResponse]  # type: ignore[assignment]
     """Streams the whole log with its checkpoints, for `personae audit verify`."""
+    GetTransparencyReport: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.GetTransparencyReportRequest, _audit_service_pb2.TransparencyReport]  # type: ignore[assignment]
+    """Counts a tenant's decisions and appeals over a time, in the terms of the Digital Services Act, articles 15 and 24,
+    with a random sample of decisions whose places in the log it proves.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """The audit log of a tenant: an append-only Merkle tree (RFC 9162, SHA-256)
@@ -111,5 +119,15 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_service_pb2.ExportAuditLogResponse], _abc.AsyncIterator[_audit_service_pb2.ExportAuditLogResponse]]:
         """Streams the whole log with its checkpoints, for `personae audit verify`."""
+
+    @_abc_1.abstractmethod
+    def GetTransparencyReport(
+        self,
+        request: _audit_service_pb2.GetTransparencyReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.TransparencyReport, _abc.Awaitable[_audit_service_pb2.TransparencyReport]]:
+        """Counts a tenant's decisions and appeals over a time, in the terms of the Digital Services Act, articles 15 and 24,
+        with a random sample of decisions whose places in the log it proves.
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

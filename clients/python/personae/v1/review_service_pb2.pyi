@@ -11,6 +11,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class SampleVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SAMPLE_VERDICT_UNSPECIFIED: _ClassVar[SampleVerdict]
+    SAMPLE_VERDICT_CORRECT: _ClassVar[SampleVerdict]
+    SAMPLE_VERDICT_FALSE_POSITIVE: _ClassVar[SampleVerdict]
+    SAMPLE_VERDICT_UNDECIDED: _ClassVar[SampleVerdict]
+
 class ReviewOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REVIEW_OUTCOME_UNSPECIFIED: _ClassVar[ReviewOutcome]
@@ -24,6 +31,10 @@ class ReviewState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REVIEW_STATE_OPEN: _ClassVar[ReviewState]
     REVIEW_STATE_RESOLVED: _ClassVar[ReviewState]
     REVIEW_STATE_WITHDRAWN: _ClassVar[ReviewState]
+SAMPLE_VERDICT_UNSPECIFIED: SampleVerdict
+SAMPLE_VERDICT_CORRECT: SampleVerdict
+SAMPLE_VERDICT_FALSE_POSITIVE: SampleVerdict
+SAMPLE_VERDICT_UNDECIDED: SampleVerdict
 REVIEW_OUTCOME_UNSPECIFIED: ReviewOutcome
 REVIEW_OUTCOME_UPHOLD: ReviewOutcome
 REVIEW_OUTCOME_OVERTURN: ReviewOutcome
@@ -204,3 +215,45 @@ class BundleDraft(_message.Message):
     test_count: int
     withheld_count: int
     def __init__(self, yaml: _Optional[str] = ..., test_count: _Optional[int] = ..., withheld_count: _Optional[int] = ...) -> None: ...
+
+class NextSampledDecisionRequest(_message.Message):
+    __slots__ = ("parent", "start_time", "end_time")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    def __init__(self, parent: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class NextSampledDecisionResponse(_message.Message):
+    __slots__ = ("decision", "remaining_count", "message")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    decision: str
+    remaining_count: int
+    message: str
+    def __init__(self, decision: _Optional[str] = ..., remaining_count: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class JudgeSampledDecisionRequest(_message.Message):
+    __slots__ = ("decision", "verdict", "reason_code")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    decision: str
+    verdict: SampleVerdict
+    reason_code: str
+    def __init__(self, decision: _Optional[str] = ..., verdict: _Optional[_Union[SampleVerdict, str]] = ..., reason_code: _Optional[str] = ...) -> None: ...
+
+class SampleJudgment(_message.Message):
+    __slots__ = ("decision", "verdict", "reason_code", "create_time")
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_CODE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    decision: str
+    verdict: SampleVerdict
+    reason_code: str
+    create_time: _timestamp_pb2.Timestamp
+    def __init__(self, decision: _Optional[str] = ..., verdict: _Optional[_Union[SampleVerdict, str]] = ..., reason_code: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

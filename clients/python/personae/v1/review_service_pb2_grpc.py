@@ -65,6 +65,16 @@ class ReviewServiceStub:
                 request_serializer=personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_review__service__pb2.BundleDraft.FromString,
                 _registered_method=True)
+        self.NextSampledDecision = channel.unary_unary(
+                '/personae.v1.ReviewService/NextSampledDecision',
+                request_serializer=personae_dot_v1_dot_review__service__pb2.NextSampledDecisionRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_review__service__pb2.NextSampledDecisionResponse.FromString,
+                _registered_method=True)
+        self.JudgeSampledDecision = channel.unary_unary(
+                '/personae.v1.ReviewService/JudgeSampledDecision',
+                request_serializer=personae_dot_v1_dot_review__service__pb2.JudgeSampledDecisionRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_review__service__pb2.SampleJudgment.FromString,
+                _registered_method=True)
 
 
 class ReviewServiceServicer:
@@ -116,6 +126,20 @@ class ReviewServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NextSampledDecision(self, request, context):
+        """The next decision, of those drawn for the transparency report of a time, that nobody has judged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JudgeSampledDecision(self, request, context):
+        """Says whether a drawn decision was right. It changes nothing but the report's rate of false positives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReviewServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +172,16 @@ def add_ReviewServiceServicer_to_server(servicer, server):
                     servicer.GetBundleDraft,
                     request_deserializer=personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.FromString,
                     response_serializer=personae_dot_v1_dot_review__service__pb2.BundleDraft.SerializeToString,
+            ),
+            'NextSampledDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.NextSampledDecision,
+                    request_deserializer=personae_dot_v1_dot_review__service__pb2.NextSampledDecisionRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_review__service__pb2.NextSampledDecisionResponse.SerializeToString,
+            ),
+            'JudgeSampledDecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.JudgeSampledDecision,
+                    request_deserializer=personae_dot_v1_dot_review__service__pb2.JudgeSampledDecisionRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_review__service__pb2.SampleJudgment.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +347,60 @@ class ReviewService:
             '/personae.v1.ReviewService/GetBundleDraft',
             personae_dot_v1_dot_review__service__pb2.GetBundleDraftRequest.SerializeToString,
             personae_dot_v1_dot_review__service__pb2.BundleDraft.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NextSampledDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.ReviewService/NextSampledDecision',
+            personae_dot_v1_dot_review__service__pb2.NextSampledDecisionRequest.SerializeToString,
+            personae_dot_v1_dot_review__service__pb2.NextSampledDecisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JudgeSampledDecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.ReviewService/JudgeSampledDecision',
+            personae_dot_v1_dot_review__service__pb2.JudgeSampledDecisionRequest.SerializeToString,
+            personae_dot_v1_dot_review__service__pb2.SampleJudgment.FromString,
             options,
             channel_credentials,
             insecure,

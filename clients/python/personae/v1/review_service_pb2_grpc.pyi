@@ -51,6 +51,10 @@ class ReviewServiceStub:
     """What overturned decisions ask of the next bundle: a test for each, that the
     rule which decided does not hold.
     """
+    NextSampledDecision: _grpc.UnaryUnaryMultiCallable[_review_service_pb2.NextSampledDecisionRequest, _review_service_pb2.NextSampledDecisionResponse]
+    """The next decision, of those drawn for the transparency report of a time, that nobody has judged."""
+    JudgeSampledDecision: _grpc.UnaryUnaryMultiCallable[_review_service_pb2.JudgeSampledDecisionRequest, _review_service_pb2.SampleJudgment]
+    """Says whether a drawn decision was right. It changes nothing but the report's rate of false positives."""
 
 @_typing.type_check_only
 class ReviewServiceAsyncStub(ReviewServiceStub):
@@ -75,6 +79,10 @@ class ReviewServiceAsyncStub(ReviewServiceStub):
     """What overturned decisions ask of the next bundle: a test for each, that the
     rule which decided does not hold.
     """
+    NextSampledDecision: _aio.UnaryUnaryMultiCallable[_review_service_pb2.NextSampledDecisionRequest, _review_service_pb2.NextSampledDecisionResponse]  # type: ignore[assignment]
+    """The next decision, of those drawn for the transparency report of a time, that nobody has judged."""
+    JudgeSampledDecision: _aio.UnaryUnaryMultiCallable[_review_service_pb2.JudgeSampledDecisionRequest, _review_service_pb2.SampleJudgment]  # type: ignore[assignment]
+    """Says whether a drawn decision was right. It changes nothing but the report's rate of false positives."""
 
 class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
     """Appeals against decisions, and the people who decide on them."""
@@ -132,5 +140,21 @@ class ReviewServiceServicer(metaclass=_abc_1.ABCMeta):
         """What overturned decisions ask of the next bundle: a test for each, that the
         rule which decided does not hold.
         """
+
+    @_abc_1.abstractmethod
+    def NextSampledDecision(
+        self,
+        request: _review_service_pb2.NextSampledDecisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_review_service_pb2.NextSampledDecisionResponse, _abc.Awaitable[_review_service_pb2.NextSampledDecisionResponse]]:
+        """The next decision, of those drawn for the transparency report of a time, that nobody has judged."""
+
+    @_abc_1.abstractmethod
+    def JudgeSampledDecision(
+        self,
+        request: _review_service_pb2.JudgeSampledDecisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_review_service_pb2.SampleJudgment, _abc.Awaitable[_review_service_pb2.SampleJudgment]]:
+        """Says whether a drawn decision was right. It changes nothing but the report's rate of false positives."""
 
 def add_ReviewServiceServicer_to_server(servicer: ReviewServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import grpc.aio
 
@@ -71,3 +72,17 @@ class Audit:
             raise error_from_rpc(error) from None
         finally:
             call.cancel()
+
+    async def transparency_report(
+        self, parent: str, start: datetime, end: datetime | None = None, *, include_entries: bool = False
+    ) -> pb.TransparencyReport:
+        """Counts of a tenant's decisions and appeals over a time, with a random sample and its proofs.
+
+        Args:
+            start, end: aware times; the end is excluded, and now if it is None.
+            include_entries: adds the sample's log entries, for auditors.
+        """
+        request = pb.GetTransparencyReportRequest(
+            parent=parent, start_time=start, end_time=end, include_entries=include_entries
+        )
+        return await self._transport.unary(self._stub.GetTransparencyReport, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 from personae.v1 import review_service_pb2 as pb
 from personae.v1.review_service_pb2_grpc import ReviewServiceStub
@@ -71,6 +72,20 @@ class Reviews:
     async def bundle_draft(self, parent: str) -> pb.BundleDraft:
         """What a tenant's overturned decisions ask of the next bundle."""
         return await self._transport.unary(self._stub.GetBundleDraft, pb.GetBundleDraftRequest(parent=parent))
+
+    async def next_sampled(self, parent: str, start: datetime, end: datetime) -> pb.NextSampledDecisionResponse:
+        """The next decision of a transparency report's sample that nobody has judged.
+
+        Args:
+            start, end: aware times, as of the report.
+        """
+        request = pb.NextSampledDecisionRequest(parent=parent, start_time=start, end_time=end)
+        return await self._transport.unary(self._stub.NextSampledDecision, request)
+
+    async def judge_sampled(self, decision: str, verdict: pb.SampleVerdict, reason_code: str) -> pb.SampleJudgment:
+        """Say whether a drawn decision was right."""
+        request = pb.JudgeSampledDecisionRequest(decision=decision, verdict=verdict, reason_code=reason_code)
+        return await self._transport.unary(self._stub.JudgeSampledDecision, request)
 
     async def list(
         self,
