@@ -44,8 +44,7 @@ class Policy:
         """
         built = build_scorers(scorers, scorer_timeout_ms, embedder)
         # Rules are tested with the n-gram scores whether or not it runs in this deployment.
-        tester = next((s for s in built if isinstance(s, NgramScorer)), None) or NgramScorer.load()
-        return cls(load_bundle(bundle_path, tester), built)
+        return cls(load_bundle(bundle_path, NgramScorer.load()), built)
 
     async def decide(self, stage: Stage, text: str, context: PolicyContext) -> Decision:
         """Judges a whole text: matchers, scorers and rules.
