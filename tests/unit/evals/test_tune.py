@@ -47,7 +47,8 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     """The project's own texts, which the head knows: they separate well, and that is all this needs."""
-    own = [s for s in generate(7, ("hate",), 2) if "hate" in s.labels]
+    known = [s for s in generate(7, ("hate",), 2) if "hate" in s.labels]
+    own = [s for s in known if s.labels["hate"]] + [s for s in known if not s.labels["hate"]][::4]
     rows: list[dict[str, Any]] = [{"prompt": s.text, "labels": {"hate": s.labels["hate"]}} for s in own]
     return _write(tmp_path / "labelled.jsonl", rows)
 
