@@ -535,8 +535,8 @@ class PolicySettings(_Section):
     )
     scorers: tuple[Literal["ngram", "injection", "cascade"], ...] = Field(
         ("ngram", "injection"),
-        description="Scorers before every released unit. `cascade` gives any harm and needs the embedding model"
-        " (`personae models pull`). Only a development profile may run without.",
+        description="Scorers before every released unit. `cascade` gives any harm, and `injection` its second stage; it"
+        " needs the embedding model (`personae models pull`). Only a development profile may run without.",
         examples=[["ngram", "injection"], ["ngram", "injection", "cascade"]],
     )
     scorer_timeout_ms: float = Field(

@@ -41,7 +41,7 @@ from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.names import Name
 from personae_runtime.policy.bundle import open_bundle
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
-from personae_runtime.policy.policy import Policy, tester_of
+from personae_runtime.policy.policy import Policy, rule_tester
 from personae_runtime.policy.replay import Case
 from personae_runtime.policy.rollout import InForce, Policies, ShadowDecision, rule_ids, scores_of
 from personae_runtime.policy.signing import Trust
@@ -627,7 +627,7 @@ def trial(content: bytes, own: Policy) -> Policy:
         InvalidArgument: it does not load, or a test of it fails (reason BUNDLE_INVALID).
     """
     try:
-        return Policy(open_bundle(content, bundle_id(content), tester_of(own.scorers)), own.scorers)
+        return Policy(open_bundle(content, bundle_id(content), rule_tester()), own.scorers)
     except ConfigError as error:
         # It travels in a header.
         message = error.message[:_MESSAGE_CHARS]

@@ -8,6 +8,8 @@ with q the logit of a hashed n-gram head and x the text's embedding beside its i
 machine with a radial kernel, for a linear head on the embedding sees topic more than intent. a and d make it a
 probability (Platt's scaling). Where q is below the band, the text is not embedded and the machine's part is taken
 as `UNEMBEDDED`. Made by `python -m personae_runtime.policy.training.harm`; `harm_head.card.yaml` has the figures.
+
+The same embedding serves injection's second stage (`injection.InjectionJudge`), so that a text is embedded once.
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import ConfigError
-from personae_runtime.memory.embedder import Embedder
+from personae_runtime.memory.embedder import Embedder, Vector
+from personae_runtime.policy.injection import InjectionJudge
+from personae_runtime.policy.injection import chance as probability
 from personae_runtime.policy.intent import intent
 from personae_runtime.policy.scorers import NgramScorer
 
 HARM: Final = "harm"
+INJECTION: Final = "injection"
 HARM_FILE: Final = "harm_head.npz"
 INTENT_SCALE: Final = 0.15
 """Weight of an intent feature beside the embedding, which has unit length."""
@@ -123,38 +128,62 @@ def read_arrays(name: str) -> dict[str, Any]:
 
 
 class CascadeScorer:
-    """`Scorer` of the category `harm`.
+    """`Scorer` of the category `harm`, and of `injection` where it is given the judge of it.
 
     Args:
         head: the numbers.
         embedder: started by the host. What it raises blocks the text, as does missing the deadline.
         deadline_s: see `Scorer`.
+        injection: both stages; units of a reply get the first one only, for no rule asks a persona's own words more.
     """
 
     name = "cascade"
-    categories: tuple[str, ...] = (HARM,)
 
-    def __init__(self, head: HarmHead, embedder: Embedder, deadline_s: float = 1.0) -> None:
+    def __init__(
+        self, head: HarmHead, embedder: Embedder, deadline_s: float = 1.0, injection: InjectionJudge | None = None
+    ) -> None:
         self.head = head
         self.embedder = embedder
         self.deadline_s = deadline_s
+        self.injection = injection
+        self.categories: tuple[str, ...] = (HARM,) if injection is None else (HARM, INJECTION)
 
     async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `Scorer`. Of a unit and of the same with its window, as the stream gate gives them, only the longer one
         is embedded, and the shorter has its score."""
-        return await self._score(texts, STREAM_BAND)
-
-    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
-        """As `score`, for whole texts, as the head was trained on: embedded unless the cheap head clears them."""
-        return await self._score(texts, self.head.band)
-
-    async def _score(self, texts: Sequence[str], band: float) -> list[Mapping[str, float]]:
         head = self.head
         cheap = [head.cheap(text) for text in texts]
         longest = [max((t for t in texts if t.endswith(text)), key=len) for text in texts]
-        asked = list(dict.fromkeys(one for one, logit in zip(longest, cheap, strict=True) if logit >= band))
-        machine = dict.fromkeys(longest, UNEMBEDDED)
-        if asked:
-            for text, vector in zip(asked, await self.embedder.embed(asked), strict=True):
-                machine[text] = head.machine(point(vector, text))
-        return [{HARM: head.chance(c, machine[one])} for c, one in zip(cheap, longest, strict=True)]
+        asked = [one for one, logit in zip(longest, cheap, strict=True) if logit >= STREAM_BAND]
+        vectors = await self._embed(asked)
+        machine = {text: head.machine(point(vector, text)) for text, vector in vectors.items()}
+        rows = [{HARM: head.chance(c, machine.get(t, UNEMBEDDED))} for c, t in zip(cheap, longest, strict=True)]
+        if self.injection is None:
+            return list(rows)
+        first = self.injection.cheap.score_sync(texts)
+        return [{**row, **other} for row, other in zip(rows, first, strict=True)]
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """As `score`, for whole texts, as the heads were trained on: embedded unless the cheap heads clear them."""
+        head, judge = self.head, self.injection
+        cheap = [head.cheap(text) for text in texts]
+        first = [-math.inf if judge is None else judge.first(text) for text in texts]
+        least = math.inf if judge is None else judge.band
+        vectors = await self._embed(
+            [t for t, c, f in zip(texts, cheap, first, strict=True) if c >= head.band or f >= least]
+        )
+        rows: list[Mapping[str, float]] = []
+        for text, c, f in zip(texts, cheap, first, strict=True):
+            vector = vectors.get(text)
+            # A text that is embedded for another's sake is not judged the harsher for it.
+            machine = UNEMBEDDED if vector is None or c < head.band else head.machine(point(vector, text))
+            row = {HARM: head.chance(c, machine)}
+            if judge is not None:
+                row[INJECTION] = probability(f if vector is None or f < least else judge.logit(text, vector, f))
+            rows.append(row)
+        return rows
+
+    async def _embed(self, texts: Sequence[str]) -> dict[str, Vector]:
+        """The embedding of each text, each embedded once."""
+        asked = list(dict.fromkeys(texts))
+        return dict(zip(asked, await self.embedder.embed(asked), strict=True)) if asked else {}

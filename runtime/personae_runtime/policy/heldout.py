@@ -93,5 +93,5 @@ class HeldOut:
         if isinstance(scorer, NgramScorer):
             return self.heads[fold]
         if isinstance(scorer, CascadeScorer) and harm >= 0:
-            return CascadeScorer(self.harm[harm], scorer.embedder, scorer.deadline_s)
+            return CascadeScorer(self.harm[harm], scorer.embedder, scorer.deadline_s, scorer.injection)
         return scorer

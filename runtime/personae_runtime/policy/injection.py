@@ -5,8 +5,14 @@ feature says that a text speaks of something that such orders are made of
 (dropping earlier rules, a role without limits, the hidden prompt, forged markup,
 ...) in one of nine languages, or that two of these stand together: the words of
 one alone are everyday words. Disguised text is read undisguised as well (base64,
-ROT13, digits for letters, letters spaced out, reversed), and that it was
-disguised is itself a feature.
+ROT13, hexadecimal, binary, Morse and percent codes, digits for letters, letters
+spaced out, reversed), and that it was disguised is itself a feature.
+
+`InjectionJudge` is a second stage for whole texts: the same kinds of feature and the text's embedding, which
+knows paraphrases that no pattern foresees. `CascadeScorer` runs it, on the embedding that it makes anyway.
+
+Both are calibrated to the same meaning: `LIKELY` is passed by 2 % of everyday texts, `CERTAIN` by 1 % of texts that
+look like an injection and are none.
 
 Made by `python -m personae_runtime.policy.training.injection`; the card beside
 the weights says how well it does on kinds of attack that it was not trained on.
@@ -23,18 +29,23 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
+from urllib.parse import unquote_plus
 
 import numpy as np
 import re2
 from numpy.typing import NDArray
 
 from personae_runtime.errors import ConfigError
+from personae_runtime.policy.bundle import windows
 from personae_runtime.policy.normalize import normalize
 from personae_runtime.policy.scorers import distinct, hash_ngrams, text_codes
 
 HEAD_FILE = "injection_head.npz"
 MAX_CHARS = 4000
 """Normalised characters of a text that are read; the gate's windows are far shorter."""
+
+LIKELY, CERTAIN = 0.5, 0.8
+"""Scores at the two rates above; the default bundle records from the one and drops memories from the other."""
 
 SIGNALS: Mapping[str, str] = {
     "override": (
@@ -282,7 +293,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 """Features that are 1 where both signals are in the text."""
 
-DISGUISES = ("base64", "rot13", "leet", "spaced", "reversed")
+DISGUISES = ("base64", "rot13", "leet", "spaced", "reversed", "hex", "binary", "morse", "percent")
 _SHAPES = ("length", "marks", "kinds_2", "kinds_3", "kinds_4", "kinds_6", "kinds_8", "pairs_2", "pairs_4")
 FEATURES = (*SIGNALS, *(f"{a}+{b}" for a, b in PAIRS), *(f"disguise_{d}" for d in DISGUISES), *_SHAPES)
 
@@ -300,6 +311,17 @@ _LEET = str.maketrans("013457@$", "oieastas")
 _LEETED = re.compile(r"[a-z][013457@$]+[a-z]|[013457@$][a-z]{1,}[013457@$]")
 _SPACED = re.compile(r"(?:\b\w[ .\-_*|]){5,}\w\b")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{16,}={0,2}")
+_HEX = re.compile(r"(?:(?:\\x|0x)?[0-9a-fA-F]{2}[ :,]?){10,}")
+_BINARY = re.compile(r"(?:\b[01]{7,8}\b[ ,]?){6,}")
+_MORSE = re.compile(r"(?:[.\-]{1,5}[ /|]+){8,}[.\-]{1,5}")
+_PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2}){4,}|(?:\w*%[0-9a-fA-F]{2}\w*){4,}")
+MORSE = {
+    "a": ".-", "b": "-...", "c": "-.-.", "d": "-..", "e": ".", "f": "..-.", "g": "--.", "h": "....", "i": "..",
+    "j": ".---", "k": "-.-", "l": ".-..", "m": "--", "n": "-.", "o": "---", "p": ".--.", "q": "--.-", "r": ".-.",
+    "s": "...", "t": "-", "u": "..-", "v": "...-", "w": ".--", "x": "-..-", "y": "-.--", "z": "--..",
+}  # fmt: skip
+"""Letters in international Morse code (ITU-R M.1677)."""
+_LETTER_OF = {code: letter for letter, code in MORSE.items()}
 _COMMON = re.compile(r"\b(?:the|and|to|of|you|your|is|in|it|that|for|all|a|i|me|my|what|how|are|with|on)\b")
 
 
@@ -318,6 +340,22 @@ def _compile() -> Any:
 _SET = _compile()
 
 
+def _codes(raw: str) -> list[tuple[str, str]]:
+    """Kind and content of what stands in a code of digits or marks."""
+    found = []
+    for run in _HEX.findall(raw)[:4]:
+        digits = re.sub(r"\\x|0x|[^0-9a-fA-F]", "", run)
+        found.append(("hex", bytes.fromhex(digits[: len(digits) & ~1]).decode("utf-8", "replace")))
+    for run in _BINARY.findall(raw)[:4]:
+        found.append(("binary", "".join(chr(int(one, 2)) for one in re.findall(r"[01]{7,8}", run))))
+    for run in _MORSE.findall(raw)[:4]:
+        words = (word.split() for word in re.split(r"[/|]|   +", run))
+        found.append(("morse", " ".join("".join(_LETTER_OF.get(code, "?") for code in word) for word in words)))
+    if _PERCENT.search(raw):
+        found.append(("percent", unquote_plus(raw)))
+    return found
+
+
 def undisguise(raw: str, text: str) -> dict[str, str]:
     """What a text may hide, by kind of disguise.
 
@@ -333,6 +371,9 @@ def undisguise(raw: str, text: str) -> dict[str, str]:
             continue
         if sum(c.isalpha() or c == " " for c in decoded) > 0.8 * len(decoded):
             found["base64"] = normalize(found.get("base64", "") + " " + decoded)
+    for kind, decoded in _codes(raw):
+        if sum(c.isalpha() or c == " " for c in decoded) > 0.8 * len(decoded):
+            found[kind] = normalize(decoded)
     if (run := _SPACED.search(text)) is not None:
         # The sign between the first two letters joins letters; any other, or a second one, stands between words.
         joint = re.escape(run.group()[1])
@@ -376,6 +417,33 @@ def features(raw: str) -> NDArray[np.float32]:
     return row
 
 
+def _share(table: NDArray[np.float32], text: str) -> float:
+    """What the n-grams add to a logit: the sum over distinct buckets, by the root of their number."""
+    buckets = distinct(hash_ngrams(text_codes(text[:MAX_CHARS]), len(table).bit_length() - 1))
+    return float(table.take(buckets).sum()) / math.sqrt(max(1, len(buckets)))
+
+
+def chance(logit: float) -> float:
+    """A logit as a probability."""
+    return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, logit))))
+
+
+def read_head() -> dict[str, Any]:
+    """The arrays of both stages that ship with the runtime.
+
+    Raises:
+        ConfigError: they are missing, damaged or of other features.
+    """
+    try:
+        data = resources.files(__package__).joinpath(HEAD_FILE).read_bytes()
+        with np.load(io.BytesIO(data), allow_pickle=False) as head:
+            if tuple(str(f) for f in head["features"]) != FEATURES:
+                raise ValueError("made for other features")
+            return {name: head[name] for name in head.files}
+    except (OSError, KeyError, ValueError) as e:
+        raise ConfigError(f"the injection scorer's weights ({HEAD_FILE}) can't be used: {e}") from e
+
+
 class InjectionScorer:
     """Named features and hashed n-grams, category `injection`.
 
@@ -397,34 +465,80 @@ class InjectionScorer:
         self.table = table.astype(np.float32)
         self.bias = float(bias)
         self.deadline_s = deadline_s
-        self._bits = len(table).bit_length() - 1
 
     @classmethod
     def load(cls, deadline_s: float = 1.0) -> InjectionScorer:
         """The head that ships with the runtime.
 
         Raises:
-            ConfigError: the weights are missing, damaged or of other features.
+            ConfigError: see `read_head`.
         """
-        try:
-            data = resources.files(__package__).joinpath(HEAD_FILE).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as head:
-                if tuple(str(f) for f in head["features"]) != FEATURES:
-                    raise ValueError("made for other features")
-                return cls(head["named"], head["table"], float(head["bias"]), deadline_s)
-        except (OSError, KeyError, ValueError) as e:
-            raise ConfigError(f"the injection scorer's weights ({HEAD_FILE}) can't be used: {e}") from e
+        head = read_head()
+        return cls(head["named"], head["table"], float(head["bias"]), deadline_s)
 
     def logit(self, text: str) -> float:
         """Of one text."""
-        buckets = distinct(hash_ngrams(text_codes(text[:MAX_CHARS]), self._bits))
-        grams = float(self.table.take(buckets).sum()) / math.sqrt(max(1, len(buckets)))
-        return float(features(text) @ self.named) + grams + self.bias
+        return float(features(text) @ self.named) + _share(self.table, text) + self.bias
 
     def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `SyncScorer`."""
-        return [{"injection": 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, self.logit(t)))))} for t in texts]
+        return [{"injection": chance(self.logit(t))} for t in texts]
 
     async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `Scorer`."""
         return self.score_sync(texts)
+
+
+class InjectionJudge:
+    """The second stage, for whole texts.
+
+    Its logit is `named @ features + sum(table[bucket]) / sqrt(buckets) + vector @ embedding + weight * c + bias`, c the
+    highest logit of the first stage over the text's units and windows: an order in a long text is seen by itself.
+
+    Args:
+        cheap: the first stage.
+        named, table, bias: as of `InjectionScorer`, of this stage.
+        vector: float32, shape (embedding,).
+        weight: of the first stage.
+        band: the first stage's logit below which a text is not worth an embedding.
+    """
+
+    def __init__(
+        self,
+        cheap: InjectionScorer,
+        named: NDArray[Any],
+        table: NDArray[Any],
+        vector: NDArray[Any],
+        *,
+        bias: float,
+        weight: float,
+        band: float,
+    ) -> None:
+        self.cheap = cheap
+        self.named = named.astype(np.float32)
+        self.table = table.astype(np.float32)
+        self.vector = vector.astype(np.float32)
+        self.bias, self.weight, self.band = bias, weight, band
+
+    @classmethod
+    def load(cls) -> InjectionJudge:
+        """Both stages that ship with the runtime.
+
+        Raises:
+            ConfigError: see `read_head`.
+        """
+        head = read_head()
+        bias, weight, band = (float(x) for x in head["judge_scalars"])
+        return cls(
+            InjectionScorer(head["named"], head["table"], float(head["bias"])),
+            head["judge_named"], head["judge_table"], head["judge_vector"], bias=bias, weight=weight, band=band,
+        )  # fmt: skip
+
+    def first(self, text: str) -> float:
+        """The first stage's highest logit over units and windows."""
+        return max((self.cheap.logit(window) for window in windows(text)), default=self.cheap.bias)
+
+    def logit(self, text: str, embedding: NDArray[np.float32], first: float) -> float:
+        """Of one text, by its embedding and its `first`."""
+        own = float(features(text) @ self.named) + _share(self.table, text) + float(embedding @ self.vector)
+        return own + self.weight * first + self.bias

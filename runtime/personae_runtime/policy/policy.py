@@ -49,7 +49,7 @@ class Policy:
             ConfigError: either can't be used; the message says which rule and key.
         """
         built: Sequence[Scorer] = build_scorers(scorers, scorer_timeout_ms, embedder)
-        tester = tester_of(built)
+        tester = rule_tester()
         if not any(SELF_HARM in scorer.categories for scorer in built):
             # Which scorers run is a setting; that self-harm is looked for is not.
             built = [*built, SelfHarmScorer(tester)]
@@ -114,9 +114,9 @@ class Policy:
         return self.protocols.disclosure(context.persona_type, persona_name)
 
 
-def tester_of(scorers: Sequence[Scorer]) -> NgramScorer:
-    """What rules are tested with: the n-gram scores, whether or not it runs in this deployment."""
-    return next((s for s in scorers if isinstance(s, NgramScorer)), None) or NgramScorer.load()
+def rule_tester() -> NgramScorer:
+    """What rules are tested with: all of the n-gram scores, whether or not they are used in this deployment."""
+    return NgramScorer.load()
 
 
 def _judge(plan: Plan, text: str, scores: Mapping[str, float]) -> Decision:

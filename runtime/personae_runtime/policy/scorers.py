@@ -147,6 +147,12 @@ class NgramScorer:
         except (OSError, KeyError, ValueError) as e:
             raise ConfigError(f"the n-gram scorer's weights ({HEAD_FILE}) can't be read: {e}") from e
 
+    def without(self, category: str) -> NgramScorer:
+        """The same head less one category."""
+        kept = [i for i, name in enumerate(self.categories) if name != category]
+        names = tuple(self.categories[i] for i in kept)
+        return NgramScorer(self.table[[*kept, -1]], self.bias[kept], names, self.deadline_s)
+
     def score_sync(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `SyncScorer`. About 100 µs for a unit of 150 characters with its window."""
         found: list[Mapping[str, float]] = []
@@ -198,18 +204,22 @@ def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder |
     """
     # Imported here: they build on this module.
     from personae_runtime.policy.cascade import CascadeScorer, HarmHead
-    from personae_runtime.policy.injection import InjectionScorer
+    from personae_runtime.policy.injection import InjectionJudge, InjectionScorer
 
     made: list[Scorer] = []
     for name in names:
         if name == "ngram":
-            made.append(NgramScorer.load(deadline_ms / 1000))
+            ngram = NgramScorer.load(deadline_ms / 1000)
+            # One that was made for injection says it better.
+            made.append(ngram.without("injection") if "injection" in names else ngram)
         elif name == "injection":
-            made.append(InjectionScorer.load(deadline_ms / 1000))
+            if "cascade" not in names:  # which has both stages
+                made.append(InjectionScorer.load(deadline_ms / 1000))
         elif name == "cascade":
             if embedder is None:
                 raise ConfigError("policy.scorers: 'cascade' needs the embedding model, and none is open here")
-            made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000))
+            judge = InjectionJudge.load() if "injection" in names else None
+            made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000, judge))
         else:
             raise ConfigError(
                 f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection' or 'cascade',"
