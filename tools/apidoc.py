@@ -34,6 +34,8 @@ FILES: Final = tuple(
         "policy_service",
         "review_service",
         "audit_service",
+        "content_service",
+        "provenance",
     )
 )
 

@@ -56,6 +56,7 @@ from personae_runtime.personas.types import persona_type
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.reasons import SCORER_FAILED
+from personae_runtime.provenance.label import NO_ORIGIN, Origin
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -152,6 +153,7 @@ class LiveTurn:
     stoppable: bool = False
     history_from: int = 0
     policy: PolicyContext = field(default_factory=PolicyContext)
+    origin: Origin = NO_ORIGIN
 
     @property
     def request_id(self) -> str:
@@ -274,7 +276,8 @@ class TurnRunner:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
             started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
-            admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+            origin = Origin(persona.engine.model, persona.definition.adapter, self._policy.version)
+            admission = await self._sessions.admit(session, cipher, turn_id, text, started, origin)
         if not admission.new:
             if not admission.running:
                 return None
@@ -307,8 +310,9 @@ class TurnRunner:
             context=context,
             history_from=admission.history_from,
             policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code),
+            origin=origin,
         )
-        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
+        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started, origin))
         turn.recorder = Recorder(
             turn_id,
             admission.first_event_id + 1,
@@ -320,6 +324,7 @@ class TurnRunner:
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
             max_pending_chars=self._settings.sessions.coalesce_max_chars,
+            origin=origin,
         )
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
@@ -719,7 +724,7 @@ class TurnRunner:
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
         tail += [self._latency(turn), outcome]
-        events = [Event(recorder.take_id(), turn.turn_id, now, body) for body in tail]
+        events = [Event(recorder.take_id(), turn.turn_id, now, body, turn.origin) for body in tail]
         error: PersonaeError | None = None
         try:
             with self._telemetry.stage(names.SPAN_REMEMBER, turn.context):
@@ -823,7 +828,7 @@ class TurnRunner:
     def _say(self, turn: LiveTurn, template: str) -> None:
         if template:
             said = turn.record_span is not None
-            self._release(turn, f"\n\n{template}" if said else template)
+            self._release(turn, f"\n\n{template}" if said else template, template=True)
 
     async def _may_release(self, turn: LiveTurn) -> None:
         """Raise unless text of the turn may be recorded and delivered now."""
@@ -847,11 +852,11 @@ class TurnRunner:
                 }
             )
 
-    def _release(self, turn: LiveTurn, text: str) -> None:
+    def _release(self, turn: LiveTurn, text: str, *, template: bool = False) -> None:
         """Hand cleared text over to be recorded and delivered."""
         if turn.record_span is None:
             turn.record_span = self._telemetry.tracer.start_span(names.SPAN_RECORD, turn.context)
-        turn.recorder.emit(TextDelta(text))
+        turn.recorder.emit(TextDelta(text, template))
 
     def _deliver(self, turn: LiveTurn, event: Event) -> None:
         turn.events.append(event)

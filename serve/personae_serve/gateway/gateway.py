@@ -34,6 +34,7 @@ from personae_runtime.memory.indexer import Indexing
 from personae_runtime.memory.passages import Corpus
 from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
+from personae_runtime.provenance.signing import ContentSigner
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
@@ -41,6 +42,7 @@ from personae_serve import proofs
 from personae_serve.gateway import operations
 from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.auth import Authenticator
+from personae_serve.gateway.content import ContentServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
@@ -142,6 +144,7 @@ class Gateway:
         if settings.gateway.peer_port is not None:
             # What can't be used is told now, not with the first call that must be forwarded.
             peer_credentials(settings.gateway.tls)
+        content_signer = ContentSigner.of(settings)
         tokens = await open_tokens(settings.auth.jwt, stack)
         draw = drawing(
             lambda text, context: not policy.check_memory(text, context).action.stops,
@@ -265,6 +268,7 @@ class Gateway:
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, stores.vault),
             audit=AuditServicer(audit_log, stores.vault),
+            content=ContentServicer(sessions, content_signer),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",

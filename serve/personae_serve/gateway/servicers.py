@@ -703,7 +703,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         except ScopeErased:
             # Nothing is known of them, as of somebody who never came.
             card = EMPTY
-        return convert.profile(name, card)
+        facts = await self._memories.read(card.fact_ids) if card.fact_ids else {}
+        return convert.profile(name, card, facts.values())
 
     async def CreateMemory(
         self, request: memory_service_pb2.CreateMemoryRequest, context: Context
