@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from personae_runtime.config import Settings
 from personae_runtime.errors import ConfigError, FailedPrecondition
 from personae_runtime.ledger.vault import content_keys, master_key_of
-from personae_runtime.provenance.label import Label
+from personae_runtime.provenance.label import DigitalSourceType, Label, Origin
 
 MEDIA_TYPE: Final = "application/c2pa"
 """Of a manifest in a file of its own (C2PA, External Manifests)."""
@@ -188,8 +188,9 @@ class ContentSigner:
         signer = cls(identity_of(settings))
         if settings.provenance.certificate is not None:
             try:
-                _sign(signer._require(), b"a trial", {"assertions": [_created("a trial", {})]}, "text/plain")
-            except FailedPrecondition as error:
+                trial = Label("", "", Origin(), datetime.now(UTC), DigitalSourceType.ALGORITHMIC)
+                signer.sign(b"a trial", "text/plain", "a trial", "", trial)
+            except ContentSigningUnavailable as error:
                 raise ConfigError(f"provenance.certificate: {error.message}") from None
         return signer
 
@@ -203,12 +204,11 @@ class ContentSigner:
         Raises:
             ContentSigningUnavailable: no certificate, or the library is missing, or the certificate does not serve.
         """
-        when = {"when": label.generated_at.strftime("%Y-%m-%dT%H:%M:%SZ")}
         definition = {
             "title": title,
             "format": media_type,
             "assertions": [
-                _created(label.origin.model, {"digitalSourceType": label.source.value, **when}),
+                _created(label),
                 {"label": LABEL_ASSERTION, "data": {"persona_display_name": persona, **label.to_dict()}},
             ],
         }
@@ -223,13 +223,15 @@ class ContentSigner:
         return self._identity
 
 
-def _created(model: str, details: dict[str, Any]) -> dict[str, Any]:
-    """The assertion that the content was created, by a model, or by rules of Personae if that is empty."""
-    agent = {"name": model or "Personae"}
-    return {
-        "label": "c2pa.actions.v2",
-        "data": {"actions": [{"action": "c2pa.created", "softwareAgent": agent, **details}]},
+def _created(label: Label) -> dict[str, Any]:
+    """The assertion that the content was created: by a model, or where none wrote, by rules of Personae."""
+    action = {
+        "action": "c2pa.created",
+        "softwareAgent": {"name": label.origin.model or "Personae"},
+        "digitalSourceType": label.source.value,
+        "when": label.generated_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+    return {"label": "c2pa.actions.v2", "data": {"actions": [action]}}
 
 
 def _sign(identity: SigningIdentity, content: bytes, definition: dict[str, Any], media_type: str) -> bytes:

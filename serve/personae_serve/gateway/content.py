@@ -29,12 +29,9 @@ _TEXT, _JSON = "text/plain", "application/json"
 class ContentServicer(content_service_pb2_grpc.ContentServiceServicer):
     """`personae.v1.ContentService`."""
 
-    def __init__(
-        self, sessions: SessionLedger, signer: ContentSigner, *, max_content_bytes: int = MAX_CONTENT_BYTES
-    ) -> None:
+    def __init__(self, sessions: SessionLedger, signer: ContentSigner) -> None:
         self._sessions = sessions
         self._signer = signer
-        self._max_content_bytes = max_content_bytes
 
     async def ExportContent(self, request: pb.ExportContentRequest, context: Context) -> pb.ExportContentResponse:
         name = _own("turn" if "/turns/" in request.name else "session", request.name)
@@ -67,9 +64,9 @@ class ContentServicer(content_service_pb2_grpc.ContentServiceServicer):
                 newest = label or newest
                 lines.append(orjson.dumps(_turn(row, label)))
                 size += len(lines[-1])
-                if size > self._max_content_bytes:
+                if size > MAX_CONTENT_BYTES:
                     raise FailedPrecondition(
-                        f"the transcript has more than {self._max_content_bytes} bytes; export its turns one by one",
+                        f"the transcript has more than {MAX_CONTENT_BYTES} bytes; export its turns one by one",
                         reason="CONTENT_TOO_LARGE",
                     )
             if len(rows) < _PAGE:
