@@ -13,13 +13,13 @@ import pytest_asyncio
 from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
-from personae.v1 import memory_service_pb2, session_service_pb2
+from personae.v1 import corpus_service_pb2, memory_service_pb2, session_service_pb2
 from personae.v1.provenance_pb2 import AiLabel
 from personae_client import PersonaeClient
 from personae_runtime.memory.extraction import CURSOR, Extractor
 from personae_runtime.memory.store import ChangeCursor
 from personae_runtime.provenance.label import DigitalSourceType
-from tests.e2e.support import DEFAULT_REPLY, Api, Hosted, Pause, kinds, read_until, rest
+from tests.e2e.support import DEFAULT_REPLY, Api, Hosted, Pause, failure, kinds, read_until, rest
 from tests.e2e.test_isolation import METHODS, Subject, requests, said, subject_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -283,3 +283,40 @@ async def test_the_sdk_gives_a_turns_labels(hosted: Hosted, api: Api) -> None:
         refused = await client.sessions.converse(session, "Are you a real person?").collect()
     assert [label.model for label in plain.ai_labels] == ["scripted"]
     assert [label.digital_source_type for label in refused.ai_labels] == [DigitalSourceType.ALGORITHMIC]
+
+
+async def test_documents_are_labelled_as_whoever_stores_them_says(hosted: Hosted, api: Api) -> None:
+    persona = await api.persona()
+    terms = {
+        "I true every wheel twice before it leaves the shop.": DigitalSourceType.TRAINED.value,
+        "I bake rye bread on Sundays.": "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCreation",
+        "I keep three cats in the attic.": "",
+    }
+    for text, term in terms.items():
+        document = corpus_service_pb2.Document(text=text, digital_source_type=term)
+        await api.corpus.CreateDocument(corpus_service_pb2.CreateDocumentRequest(parent=persona, document=document))
+    listed = await api.corpus.ListDocuments(corpus_service_pb2.ListDocumentsRequest(parent=persona))
+    assert {one.digital_source_type for one in listed.documents} == set(terms.values())
+    [generated] = [one for one in listed.documents if one.HasField("ai_label")]
+    assert generated.ai_label.generated_by_ai
+    assert (generated.ai_label.persona, generated.ai_label.model) == (persona, "")
+    assert generated.ai_label.digital_source_type == generated.digital_source_type == DigitalSourceType.TRAINED
+    shown = await api.corpus.GetDocument(corpus_service_pb2.GetDocumentRequest(name=generated.name))
+    assert shown.ai_label == generated.ai_label
+    assert hosted.host.passage_indexer is not None
+    await hosted.host.passage_indexer.catch_up()
+    question = "How often do you true a wheel before it leaves the shop?"
+    found = await api.corpus.SearchPassages(corpus_service_pb2.SearchPassagesRequest(parent=persona, query=question))
+    assert found.results[0].passage.ai_label == generated.ai_label
+    events = await api.say(await api.session(persona), question)
+    cited = {one.passage_citation.document: one.passage_citation for one in events if one.HasField("passage_citation")}
+    assert cited[generated.name].ai_label == generated.ai_label
+    assert not any(one.HasField("ai_label") for name, one in cited.items() if name != generated.name)
+    refused = await failure(
+        api.corpus.CreateDocument(
+            corpus_service_pb2.CreateDocumentRequest(
+                parent=persona, document=corpus_service_pb2.Document(text="Words.", digital_source_type="by hand")
+            )
+        )
+    )
+    assert refused.fields == ["document.digital_source_type"]

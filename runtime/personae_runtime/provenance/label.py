@@ -49,8 +49,9 @@ class Origin:
 
     @classmethod
     def from_json(cls, text: str) -> Origin:
-        """What `to_json` wrote; of a turn from before origins were recorded nothing is known, and all is empty."""
-        return cls(**orjson.loads(text))
+        """What `to_json` wrote, also in another version; what was not recorded is empty."""
+        found = orjson.loads(text)
+        return cls(found.get("model", ""), found.get("adapter", ""), found.get("policy_bundle", ""))
 
 
 NO_ORIGIN: Final = Origin()
@@ -114,6 +115,15 @@ def of_memory(persona: str, record: MemoryRecord) -> Label | None:
         return None
     origin = Origin(model=record.fact.extractor.removeprefix(ENGINE_EXTRACTOR))
     return Label(persona, "", origin, record.created_at, DigitalSourceType.COMPOSITE)
+
+
+def of_document(persona: str, digital_source_type: str, published_at: datetime) -> Label | None:
+    """The label of a document and its passages, as far as whoever stored it says that it was generated."""
+    try:
+        source = DigitalSourceType(digital_source_type)
+    except ValueError:
+        return None
+    return Label(persona, "", NO_ORIGIN, published_at, source)
 
 
 def of_card(facts: Iterable[Label | None], at: datetime | None) -> Label | None:

@@ -26,9 +26,6 @@ from personae_runtime.errors import ConfigError, FailedPrecondition
 from personae_runtime.ledger.vault import content_keys, master_key_of
 from personae_runtime.provenance.label import DigitalSourceType, Label, Origin
 
-MEDIA_TYPE: Final = "application/c2pa"
-"""Of a manifest in a file of its own (C2PA, External Manifests)."""
-
 LABEL_ASSERTION: Final = "internal.personae.ai_label"
 """Assertion that holds the AI label. C2PA asks for a domain of one's own; `internal` is set aside for private use."""
 
@@ -262,10 +259,11 @@ def library() -> ModuleType:
     """The C2PA library.
 
     Raises:
-        ContentSigningUnavailable: it is not installed.
+        ContentSigningUnavailable: it, or what verifying needs beside it, is not installed.
     """
     try:
         import c2pa
+        import cbor2  # noqa: F401
     except ImportError as error:
         raise ContentSigningUnavailable(
             f"manifests need the C2PA library ({error.name}): pip install 'personae[provenance]'"

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import cbor2
-
 from personae_runtime.provenance.signing import LABEL_ASSERTION, OFFLINE, library
 
 _MOST_BYTES: Final = 1 << 20
@@ -142,6 +140,8 @@ def _require_ours(manifest: bytes) -> None:
 
 def _require_signature(data: bytes) -> None:
     """Raise unless a COSE signature (RFC 9052, section 4.2) has nothing unsigned in it but zeros."""
+    import cbor2
+
     try:
         found = cbor2.loads(data)
         again = cbor2.dumps(found)

@@ -268,6 +268,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
                 said.uri = seen.cited.uri
                 said.quote = seen.cited.text
                 said.publish_time.FromDatetime(seen.cited.published_at)
+                made = _document_label(owner.name, seen.cited)
+                if made is not None:
+                    _fill_label(said.ai_label, made)
         case events.PolicyEvent():
             told = message.policy_event
             told.action = _enum(event_pb2.PolicyAction, f"POLICY_ACTION_{body.action.upper()}")
@@ -347,6 +350,10 @@ def arm(place: Place | None) -> memory_service_pb2.MemoryServiceExplainResponse.
     return memory_service_pb2.MemoryServiceExplainResponse.Arm(rank=place.rank, score=place.score)
 
 
+def _document_label(owner: Name, source: DocumentRow | Passage) -> Label | None:
+    return label.of_document(owner.persona_name(), source.digital_source_type, source.published_at)
+
+
 def document(row: DocumentRow) -> corpus_service_pb2.Document:
     return corpus_service_pb2.Document(
         name=f"{row.name.persona_name()}/documents/{row.document_id}",
@@ -360,6 +367,8 @@ def document(row: DocumentRow) -> corpus_service_pb2.Document:
         duplicate_passages=row.duplicates,
         indexed_passages=row.indexed,
         create_time=timestamp(row.created_at),
+        digital_source_type=row.digital_source_type,
+        ai_label=ai_label(_document_label(row.name, row)),
     )
 
 
@@ -372,6 +381,7 @@ def passage(parent: Name, row: Passage) -> corpus_service_pb2.Passage:
         begin=row.begin,
         end=row.end,
         publish_time=timestamp(row.published_at),
+        ai_label=ai_label(_document_label(parent, row)),
     )
 
 

@@ -899,6 +899,7 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
             uri=source.uri,
             external_id=source.external_id,
             language_code=source.language_code,
+            digital_source_type=source.digital_source_type,
             published_at=convert.from_timestamp(source.publish_time, "document.publish_time")
             if source.HasField("publish_time")
             else now,

@@ -129,20 +129,22 @@ class MemoryCitation(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., quote: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class PassageCitation(_message.Message):
-    __slots__ = ("document", "title", "uri", "quote", "publish_time", "score")
+    __slots__ = ("document", "title", "uri", "quote", "publish_time", "score", "ai_label")
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     QUOTE_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     document: str
     title: str
     uri: str
     quote: str
     publish_time: _timestamp_pb2.Timestamp
     score: float
-    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., quote: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., quote: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class PolicyEvent(_message.Message):
     __slots__ = ("action", "category", "reason_code", "stage", "decision")

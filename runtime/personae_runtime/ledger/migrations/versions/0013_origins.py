@@ -1,4 +1,4 @@
-"""What writes a turn's reply and what lets it out, for its label."""
+"""What labels rest on: what wrote a turn's reply and let it out, and what documents are said to be."""
 
 from alembic import op
 
@@ -9,3 +9,4 @@ down_revision = "0009"
 def upgrade() -> None:
     # `Origin` of personae_runtime.provenance.label; of older turns it is not known. Rows are not rewritten.
     op.execute("ALTER TABLE turns ADD COLUMN origin jsonb NOT NULL DEFAULT '{}'")
+    op.execute("ALTER TABLE documents ADD COLUMN digital_source_type text NOT NULL DEFAULT ''")
