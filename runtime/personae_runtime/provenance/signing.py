@@ -30,6 +30,9 @@ LABEL_ASSERTION: Final = "internal.personae.ai_label"
 """Assertion that holds the AI label. C2PA asks for a domain of one's own; `internal` is set aside for private use."""
 
 _ALGORITHMS: Final = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+# Extended key usages of certificates that may sign (C2PA, Certificate Profiles): email protection, document signing,
+# and C2PA's own. The library takes the first alone unless told.
+_USAGES: Final = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
 # Fixed, so that every gateway of an installation makes the same certificates.
 _DEVELOPMENT_FROM: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _DEVELOPMENT_TO: Final = datetime(2036, 1, 1, tzinfo=UTC)
@@ -239,7 +242,7 @@ def _sign(identity: SigningIdentity, content: bytes, definition: dict[str, Any],
             c2pa.Signer.from_info(
                 c2pa.C2paSignerInfo(identity.algorithm, identity.chain, identity.private_key, None)
             ) as signer,
-            c2pa.Context(c2pa.Settings.from_dict(OFFLINE)) as context,
+            c2pa.Context(c2pa.Settings.from_dict(library_settings())) as context,
             c2pa.Builder({**generator, **definition}, context) as builder,
         ):
             builder.set_no_embed()
@@ -249,10 +252,24 @@ def _sign(identity: SigningIdentity, content: bytes, definition: dict[str, Any],
         raise ContentSigningUnavailable(f"the certificate for signing content does not serve: {error}") from None
 
 
-OFFLINE: Final[dict[str, Any]] = {
-    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_after_sign": True}
-}
-"""Settings of the library: nothing is asked of other machines, and a signature is checked before it is given out."""
+def library_settings(authorities: str = "") -> dict[str, Any]:
+    """Settings of the library: it asks nothing of other machines, and checks what it signs before it gives it out.
+
+    Args:
+        authorities: PEM of the certificates that are trusted to vouch for signers.
+    """
+    trust = {"trust_config": "".join(f"{usage}\n" for usage in _USAGES)}
+    if authorities:
+        trust["trust_anchors"] = authorities
+    return {
+        "verify": {
+            "remote_manifest_fetch": False,
+            "ocsp_fetch": False,
+            "verify_after_sign": True,
+            "verify_trust": True,
+        },
+        "trust": trust,
+    }
 
 
 def library() -> ModuleType:

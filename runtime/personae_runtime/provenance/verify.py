@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from personae_runtime.provenance.signing import LABEL_ASSERTION, OFFLINE, library
+from personae_runtime.provenance.signing import LABEL_ASSERTION, library, library_settings
 
 _MOST_BYTES: Final = 1 << 20
 """A manifest of ours has about 3 KB."""
@@ -64,13 +64,10 @@ def verify(content: bytes, manifest: bytes, authorities: str = "") -> Verdict:
         ContentSigningUnavailable: the library is missing.
     """
     c2pa = library()
-    settings: dict[str, Any] = {"verify": {**OFFLINE["verify"], "verify_trust": True}}
-    if authorities:
-        settings["trust"] = {"trust_anchors": authorities}
     try:
         _require_ours(manifest)
         with (
-            c2pa.Context(c2pa.Settings.from_dict(settings)) as context,
+            c2pa.Context(c2pa.Settings.from_dict(library_settings(authorities))) as context,
             c2pa.Reader("application/octet-stream", io.BytesIO(content), manifest, context) as reader,
         ):
             state = reader.get_validation_state()

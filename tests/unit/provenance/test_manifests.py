@@ -222,6 +222,15 @@ def test_an_operators_own_certificate_signs(tmp_path: Path, make: type) -> None:
     assert identity.authority.decode() == root
 
 
+@pytest.mark.parametrize("usage", ["1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"], ids=["documents", "c2pa"])
+def test_certificates_for_documents_and_for_c2pa_sign_too(tmp_path: Path, usage: str) -> None:
+    issued = certificate(KEY, ROOT_KEY, ROOT, usage=x509.ObjectIdentifier(usage))
+    manifest = ContentSigner.of(configured(tmp_path, KEY, issued, ROOT)).sign(
+        CONTENT.encode(), "text/plain", "Reply of Nadia", "Nadia", LABEL
+    )
+    assert verify(CONTENT.encode(), manifest, ROOT.public_bytes(serialization.Encoding.PEM).decode()).trusted
+
+
 KEY = ec.generate_private_key(ec.SECP256R1())
 UNFIT = {
     "expired": (KEY, (certificate(KEY, ROOT_KEY, ROOT, begin=NOW - 9 * DAY, end=NOW - DAY), ROOT)),
