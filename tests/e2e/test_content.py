@@ -67,7 +67,15 @@ async def test_a_session_is_exported_as_a_transcript(hosted: Hosted, api: Api) -
     labels = [json_format.ParseDict(one["ai_label"], AiLabel()) for one in transcript["turns"]]
     assert labels == [turn.ai_label for turn in turns]
     assert exported.ai_label.digital_source_type == DigitalSourceType.COMPOSITE
+    assert exported.ai_label.model == turns[0].ai_label.model == "scripted"
     assert verify(exported.content, exported.manifest, authority(hosted)).trusted
+
+
+async def test_a_transcript_that_no_model_had_a_part_in_does_not_say_so(api: Api) -> None:
+    session = await api.session(await api.persona())
+    await api.say(session, "Are you a real person?")
+    label = (await export(api, session)).ai_label
+    assert (label.model, label.digital_source_type) == ("", DigitalSourceType.ALGORITHMIC)
 
 
 async def test_a_manifest_fits_no_other_reply(api: Api) -> None:

@@ -51,9 +51,11 @@ class ContentServicer(content_service_pb2_grpc.ContentServiceServicer):
         )
 
     async def _transcript(self, session: SessionRow) -> tuple[bytes, Label]:
-        """All turns that have ended, and the label of the whole: the newest reply's, with the person's words."""
+        """All turns that have ended, and the label of the whole: that of the newest reply which a model wrote, with the
+        person's words; of the newest, if no model wrote any."""
         lines: list[bytes] = []
-        size, last, newest = 0, 0, None
+        size, last = 0, 0
+        newest: Label | None = None
         while True:
             rows = await self._sessions.turns(session, after=last, limit=_PAGE, live=False)
             for row in rows:
@@ -61,7 +63,10 @@ class ContentServicer(content_service_pb2_grpc.ContentServiceServicer):
                 if row.ended_at is None:
                     continue
                 label = convert.reply_label(session, row)
-                newest = label or newest
+                if label is not None and label.source is not DigitalSourceType.ALGORITHMIC:
+                    newest = replace(label, source=DigitalSourceType.COMPOSITE)
+                elif newest is None or newest.source is DigitalSourceType.ALGORITHMIC:
+                    newest = label or newest
                 lines.append(orjson.dumps(_turn(row, label)))
                 size += len(lines[-1])
                 if size > MAX_CONTENT_BYTES:
@@ -81,7 +86,7 @@ class ContentServicer(content_service_pb2_grpc.ContentServiceServicer):
         }
         # A turn a line, for people who read it.
         content = orjson.dumps(head)[:-1] + b',"turns":[\n' + b",\n".join(lines) + b"\n]}\n"
-        return content, replace(newest, source=DigitalSourceType.COMPOSITE)
+        return content, newest
 
 
 def _reply(session: SessionRow, row: TurnRow) -> tuple[bytes, Label]:
