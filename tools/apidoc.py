@@ -35,6 +35,8 @@ FILES: Final = tuple(
         "bundle",
         "review_service",
         "audit_service",
+        "content_service",
+        "provenance",
     )
 )
 

@@ -624,6 +624,22 @@ class ReportSettings(_Section):
     )
 
 
+class ProvenanceSettings(_Section):
+    """The certificate that exported content is signed with (C2PA). Read when a host starts."""
+
+    certificate: FilePath | None = Field(
+        None,
+        description="PEM file of the certificate, followed by those up to its authority's. Unset, development signs"
+        " with one of an authority of its own, and production exports no content.",
+        examples=["/etc/personae/content/chain.crt"],
+    )
+    private_key: FilePath | None = Field(
+        None,
+        description="PEM file of the certificate's key, without a password: Ed25519, RSA, P-256, P-384 or P-521.",
+        examples=["/etc/personae/content/content.key"],
+    )
+
+
 class SessionSettings(_Section):
     """Turns and their limits."""
 
@@ -954,6 +970,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     reviews: ReviewSettings = ReviewSettings()
     reports: ReportSettings = ReportSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
     sessions: SessionSettings = SessionSettings()
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -974,6 +991,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
         wrong = {**_incomplete(self.gateway.tls, self.auth.jwt), **self._unsafe_in_production(), **self._exposed()}
+        signing = {"certificate": self.provenance.certificate, "private_key": self.provenance.private_key}
+        if any(signing.values()):
+            wrong |= {
+                f"provenance.{name}": "set, as the other key of provenance is"
+                for name, value in signing.items()
+                if value is None
+            }
         if wrong:
             # One error that names several keys: a validator of the whole model has no key of its own.
             raise PydanticCustomError("keys_together", "settings that don't fit together", {"wrong": wrong})

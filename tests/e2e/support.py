@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 
 from personae.v1 import (
     audit_service_pb2_grpc,
+    content_service_pb2_grpc,
     corpus_service_pb2_grpc,
     event_pb2,
     memory_service_pb2,
@@ -223,6 +224,7 @@ class Api:
         self.reviews: Any = _WithKey(review_service_pb2_grpc.ReviewServiceStub(channel), metadata)
         self.consents: Any = _WithKey(policy_service_pb2_grpc.ConsentServiceStub(channel), metadata)
         self.audit: Any = _WithKey(audit_service_pb2_grpc.AuditServiceStub(channel), metadata)
+        self.content: Any = _WithKey(content_service_pb2_grpc.ContentServiceStub(channel), metadata)
         self.operations: Any = _WithKey(operations_pb2_grpc.OperationsStub(channel), metadata)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
 

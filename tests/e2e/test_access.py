@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from personae.v1 import (
     audit_service_pb2,
+    content_service_pb2,
     corpus_service_pb2,
     memory_service_pb2,
     persona_service_pb2,
@@ -41,6 +42,7 @@ MODULES = (
     policy_service_pb2,
     review_service_pb2,
     audit_service_pb2,
+    content_service_pb2,
 )
 
 

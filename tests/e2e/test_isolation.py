@@ -21,6 +21,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from personae.v1 import audit_service_pb2 as aud
+from personae.v1 import content_service_pb2 as con
 from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per
@@ -126,6 +127,7 @@ def requests(s: Subject) -> dict[str, Message]:
             parent=s.tenant, first_tree_size=1, second_tree_size=1
         ),
         "AuditService/ExportAuditLog": aud.ExportAuditLogRequest(parent=s.tenant),
+        "ContentService/ExportContent": con.ExportContentRequest(name=turn),
         "Operations/GetOperation": ops.GetOperationRequest(**operation),
         "Operations/WaitOperation": ops.WaitOperationRequest(timeout=duration_pb2.Duration(nanos=1), **operation),
         "Operations/ListOperations": ops.ListOperationsRequest(name=s.tenant),

@@ -12,6 +12,7 @@ import grpc.aio
 
 from personae_client.resources.audit import Audit
 from personae_client.resources.consents import Consents
+from personae_client.resources.content import Content
 from personae_client.resources.corpus import Corpus
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
@@ -66,7 +67,7 @@ class PersonaeClient:
         metadata: called for each call; returns headers to add, such as `traceparent`.
 
     Attributes:
-        personas, sessions, memories, corpus, policy, reviews, consents, audit: the API, resource by resource.
+        personas, sessions, memories, corpus, policy, reviews, consents, audit, content: the API, resource by resource.
 
     Raises:
         ValueError: words would travel in the clear, or arguments contradict each other.
@@ -117,6 +118,7 @@ class PersonaeClient:
         self.reviews = Reviews(transport)
         self.consents = Consents(transport)
         self.audit = Audit(transport)
+        self.content = Content(transport)
 
     def with_options(self, **changes: Any) -> PersonaeClient:
         """This client with other call options, on the same connection.

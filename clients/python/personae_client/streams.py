@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import grpc.aio
 
-from personae.v1 import event_pb2, session_service_pb2, session_service_pb2_grpc
+from personae.v1 import event_pb2, provenance_pb2, session_service_pb2, session_service_pb2_grpc
 from personae_client.errors import (
     InternalError,
     PersonaeError,
@@ -193,6 +193,8 @@ class TurnResult:
         latency: where the time before the first words went; None if unsaid.
         finish_reason: FINISH_REASON_UNSPECIFIED if the turn was interrupted.
         interruption: set if the turn ended before its reply was complete.
+        ai_labels: what marks the text as an AI's: a second one if policy ended it in words of its own, none if
+            nothing was said.
     """
 
     turn_id: str
@@ -207,6 +209,7 @@ class TurnResult:
     latency: event_pb2.Latency | None
     finish_reason: event_pb2.FinishReason
     interruption: event_pb2.TurnInterrupted | None
+    ai_labels: tuple[provenance_pb2.AiLabel, ...]
 
     @property
     def interrupted(self) -> bool:
@@ -226,6 +229,7 @@ class _Gathered:
     latency: event_pb2.Latency | None = None
     completed: event_pb2.TurnCompleted = field(default_factory=event_pb2.TurnCompleted)
     interruption: event_pb2.TurnInterrupted | None = None
+    ai_labels: dict[str, provenance_pb2.AiLabel] = field(default_factory=dict)
 
 
 class TurnStream(EventStream):
@@ -258,6 +262,7 @@ class TurnStream(EventStream):
         match event.WhichOneof("event"):
             case "text_delta":
                 gathered.text.append(event.text_delta.text)
+                gathered.ai_labels.setdefault(event.ai_label.digital_source_type, event.ai_label)
             case "turn_started":
                 gathered.started = event.turn_started
             case "memory_citation":
@@ -309,6 +314,7 @@ class TurnStream(EventStream):
             latency=gathered.latency,
             finish_reason=gathered.completed.finish_reason,
             interruption=gathered.interruption,
+            ai_labels=tuple(gathered.ai_labels.values()),
         )
 
     async def cancel(self) -> session_service_pb2.Turn:

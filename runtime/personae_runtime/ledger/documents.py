@@ -21,6 +21,7 @@ from personae_runtime.names import Name
 
 _DOCUMENT = (
     "document_id, tenant, persona, scope, title, uri, external_id, language_code, published_at, created_at,"
+    " digital_source_type,"
     " (SELECT count(*) FROM passages p WHERE p.document_id = d.document_id) AS passages,"
     " (SELECT count(*) FROM passages p WHERE p.document_id = d.document_id AND shadowed) AS shadowed,"
     " (SELECT count(*) FROM passages p WHERE p.document_id = d.document_id AND NOT shadowed"
@@ -34,6 +35,7 @@ class DocumentRow:
 
     Attributes:
         text: None where it was not asked for.
+        digital_source_type: IPTC term, as whoever stored it says; may be empty.
         passages: in all; of these `duplicates` are word for word in another document, `indexed` can be recalled.
     """
 
@@ -49,6 +51,7 @@ class DocumentRow:
     passages: int = 0
     duplicates: int = 0
     indexed: int = 0
+    digital_source_type: str = ""
 
 
 class DocumentLedger(ChangeFeed):
@@ -86,7 +89,8 @@ class DocumentLedger(ChangeFeed):
                 await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"corpus/{scope}")
                 await connection.execute(
                     "INSERT INTO documents (document_id, tenant, persona, scope, title, text, uri, external_id,"
-                    " language_code, published_at, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                    " language_code, published_at, created_at, digital_source_type)"
+                    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                     key,
                     tenant,
                     document.name.persona,
@@ -98,6 +102,7 @@ class DocumentLedger(ChangeFeed):
                     document.language_code,
                     document.published_at,
                     document.created_at,
+                    document.digital_source_type,
                 )
                 digests = [self._digest(scope, piece.text) for piece in pieces]
                 rows = await connection.fetch(
@@ -213,7 +218,7 @@ class DocumentLedger(ChangeFeed):
         """Passages that are held, by id, with what is cited of their documents."""
         rows = await self._database.fetch(
             "SELECT p.passage_id, p.document_id, p.scope, p.text, p.first_char, p.end_char, d.title, d.uri,"
-            " d.published_at FROM passages p JOIN documents d USING (document_id)"
+            " d.published_at, d.digital_source_type FROM passages p JOIN documents d USING (document_id)"
             " WHERE p.passage_id = ANY($1) AND p.deleted_at IS NULL",
             list(passage_ids),
         )
@@ -229,6 +234,7 @@ class DocumentLedger(ChangeFeed):
                 begin=row["first_char"],
                 end=row["end_char"],
                 published_at=row["published_at"],
+                digital_source_type=row["digital_source_type"],
             )
         return found
 
@@ -290,6 +296,7 @@ class DocumentLedger(ChangeFeed):
             passages=row["passages"],
             duplicates=row["shadowed"],
             indexed=row["indexed"],
+            digital_source_type=row["digital_source_type"],
         )
 
     def _digest(self, scope: str, text: str) -> bytes:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 import orjson
@@ -24,6 +25,8 @@ from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import Scope, ScopeCipher, ScopeErased, Vault
 from personae_runtime.memory.store import MemoryRecord
 from personae_runtime.names import Name
+from personae_runtime.provenance import label
+from personae_runtime.provenance.label import Label, Origin
 
 SCHEMA: Final = "personae.export/1"
 _AT_ONCE: Final = 4
@@ -119,10 +122,14 @@ class ExportLedger:
         if cipher is not None:
             # What has expired is held until it is swept.
             query = "SELECT * FROM memories WHERE scope = $1 AND forgotten_at IS NULL ORDER BY created_at, memory_id"
+            drawn: dict[UUID, Label | None] = {}
             async for row in connection.cursor(query, scope, prefetch=_PREFETCH):
                 record = await self._memories.record(row, cipher)
                 if record is not None:
-                    yield _memory(subject, record)
+                    made = label.of_memory(subject.persona_name(), record)
+                    if made is not None:
+                        drawn[record.memory_id] = made
+                    yield _memory(subject, record, made)
             async for card in connection.cursor(
                 "SELECT * FROM profiles WHERE scope = $1 ORDER BY version", scope, prefetch=_PREFETCH
             ):
@@ -132,6 +139,7 @@ class ExportLedger:
                     "text": cipher.open(card["text"], profile_place(scope, card["version"])).decode(),
                     "source_memories": [f"{subject.user_name()}/memories/{fact}" for fact in card["fact_ids"]],
                     "create_time": _time(card["created_at"]),
+                    "ai_label": _label(label.of_card(map(drawn.get, card["fact_ids"]), card["created_at"])),
                 }
             async for session in connection.cursor(
                 "SELECT * FROM sessions WHERE scope = $1 ORDER BY session_pk", scope, prefetch=_PREFETCH
@@ -220,7 +228,7 @@ def to_line(item: dict[str, Any]) -> str:
     return orjson.dumps(item).decode()
 
 
-def _memory(subject: Name, record: MemoryRecord) -> dict[str, Any]:
+def _memory(subject: Name, record: MemoryRecord, made: Label | None) -> dict[str, Any]:
     fact = record.fact
     return {
         "type": "memory",
@@ -254,6 +262,7 @@ def _memory(subject: Name, record: MemoryRecord) -> dict[str, Any]:
             "extractor": fact.extractor,
             "spans": [{"memory": str(span.memory_id), "begin": span.begin, "end": span.end} for span in fact.spans],
         },
+        "ai_label": _label(made),
     }
 
 
@@ -263,17 +272,32 @@ def _turn(session: str, owner: asyncpg.Record, row: asyncpg.Record, cipher: Scop
         return None if sealed is None else cipher.open(sealed, turn_place(*key, place)).decode()
 
     key: tuple[int, int] = (row["session_pk"], row["turn_no"])
+    persona = session.partition("/sessions/")[0]
+    reply = text("reply_text", "reply")
+    made = label.of_reply(
+        persona,
+        f"{persona}/revisions/{owner['revision']}",
+        Origin.from_json(row["origin"]),
+        row["ended_at"] or row["created_at"],
+        finish_reason=row["finish_reason"],
+        in_history=row["in_history"],
+    )
     return {
         "type": "turn",
         "name": f"{session}/turns/{row['turn_id']}",
         "revision": owner["revision"],
         "state": row["state"],
         "user_text": text("user_text", "user"),
-        "reply_text": text("reply_text", "reply"),
+        "reply_text": reply,
+        "ai_label": _label(made if reply else None),
         "create_time": _time(row["created_at"]),
         "end_time": _time(row["ended_at"]),
         "erase_time": _time(row["erased_at"]),
     }
+
+
+def _label(made: Label | None) -> dict[str, Any] | None:
+    return None if made is None else made.to_dict()
 
 
 def _time(value: datetime | None) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -32,6 +33,7 @@ from personae_runtime.names import Name
 from personae_runtime.policy.bundle import CRISIS_NOTICE
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext
 from personae_runtime.policy.protocols import Risk, Tier
+from personae_runtime.provenance.label import NO_ORIGIN, Origin
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -110,6 +112,7 @@ class TurnRow:
     last_event_id: int
     created_at: datetime
     ended_at: datetime | None
+    origin: Origin = NO_ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,11 +550,13 @@ class SessionLedger:
         text: str,
         started: Body,
         attend: protocols.Attend | None = None,
+        origin: Origin = NO_ORIGIN,
     ) -> Admission:
         """Persist the person's turn and take its lease, in one transaction.
 
         Args:
             attend: counts the turn on the person's clocks; the reminders that it says are due are recorded with it.
+            origin: what will write the reply; of a turn that ran or runs already the first one stays.
 
         Raises:
             AlreadyExists: the turn_id ran with another body (reason TURN_ID_REUSED).
@@ -629,8 +634,8 @@ class SessionLedger:
             turn_no, first = row["next_turn"], row["next_event_id"]
             await connection.execute(
                 "WITH turn AS (INSERT INTO turns (session_pk, turn_no, turn_id, body_mac, user_text, owner, epoch,"
-                "  lease_expires_at, first_event_id, reserved_to, created_at)"
-                "  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, now())),"
+                "  lease_expires_at, first_event_id, reserved_to, created_at, origin)"
+                "  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8, $9, $10, now(), $13)),"
                 " event AS (INSERT INTO events (session_pk, event_id, turn_no, kind, body, created_at)"
                 "  VALUES ($1, $9, $2, $11, $12, now()))"
                 " UPDATE sessions SET active_turn = $3, next_turn = $2 + 1, next_event_id = $10 + 1"
@@ -647,6 +652,7 @@ class SessionLedger:
                 first + RESERVED_EVENTS,
                 started.kind,
                 cipher.seal(encode(started), event_place(session.session_pk, first)),
+                origin.to_json(),
             )
             risk, notices = Risk(), tuple[Event, ...]()
             if attend is not None:
@@ -901,6 +907,7 @@ class SessionLedger:
             last_event_id=row["last_event_id"],
             created_at=row["created_at"],
             ended_at=row["ended_at"],
+            origin=Origin.from_json(row["origin"]),
         )
 
     # -- events --------------------------------------------------------------
@@ -912,7 +919,7 @@ class SessionLedger:
             ScopeErased: their text was erased.
         """
         rows = await self._database.fetch(
-            "SELECT e.*, t.turn_id FROM events e JOIN turns t USING (session_pk, turn_no)"
+            "SELECT e.*, t.turn_id, t.origin FROM events e JOIN turns t USING (session_pk, turn_no)"
             " WHERE session_pk = $1 AND event_id > $2 AND ($4::integer IS NULL OR turn_no = $4)"
             " ORDER BY event_id LIMIT $3",
             session.session_pk,
@@ -921,7 +928,9 @@ class SessionLedger:
             turn_no,
         )
         cipher = await self._vault.cipher_by_key(session.scope)
-        return await self._decode(rows, cipher, {row["turn_no"]: row["turn_id"] for row in rows})
+        turns = {row["turn_no"]: row for row in rows}
+        origins = {turn_no: Origin.from_json(row["origin"]) for turn_no, row in turns.items()}
+        return await self._decode(rows, cipher, {turn_no: row["turn_id"] for turn_no, row in turns.items()}, origins)
 
     async def last_event_id(self, session: SessionRow) -> int:
         """Id of the newest recorded event, 0 if there is none."""
@@ -931,7 +940,11 @@ class SessionLedger:
         return int(found or 0)
 
     async def _decode(
-        self, rows: Sequence[asyncpg.Record], cipher: ScopeCipher, turn_ids: dict[int, str]
+        self,
+        rows: Sequence[asyncpg.Record],
+        cipher: ScopeCipher,
+        turn_ids: Mapping[int, str],
+        origins: Mapping[int, Origin] = MappingProxyType({}),
     ) -> list[Event]:
         return [
             Event(
@@ -939,6 +952,7 @@ class SessionLedger:
                 turn_id=turn_ids.get(row["turn_no"], ""),
                 time=row["created_at"],
                 body=decode(row["kind"], cipher.open(row["body"], event_place(row["session_pk"], row["event_id"]))),
+                origin=origins.get(row["turn_no"], NO_ORIGIN),
             )
             for row in rows
         ]

@@ -360,6 +360,12 @@ def audit_key(master: bytes) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(_derive(master, b"audit"))
 
 
+def content_keys(master: bytes) -> tuple[Ed25519PrivateKey, Ed25519PrivateKey]:
+    """In development, the key of the authority that vouches for exported content, and the key that signs it."""
+    authority, content = (_derive(master, purpose) for purpose in (b"content-authority", b"content"))
+    return Ed25519PrivateKey.from_private_bytes(authority), Ed25519PrivateKey.from_private_bytes(content)
+
+
 def _derive(master: bytes, purpose: bytes) -> bytes:
     return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"personae.v1/" + purpose).derive(master)
 

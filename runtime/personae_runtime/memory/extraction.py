@@ -22,7 +22,14 @@ from uuid import uuid4
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument
 from personae_runtime.memory.facts import KINDS, MAX_VALUE_CHARS, Statement, is_asserted, normalise, sentence, slot_of
-from personae_runtime.memory.store import Basis, ChangeCursor, MemoryChange, MemoryRecord, MemorySource
+from personae_runtime.memory.store import (
+    ENGINE_EXTRACTOR,
+    Basis,
+    ChangeCursor,
+    MemoryChange,
+    MemoryRecord,
+    MemorySource,
+)
 from personae_runtime.policy.decision import PolicyContext
 
 CURSOR: Final = "extraction-1"
@@ -244,7 +251,7 @@ def parse(reply: str, records: Sequence[MemoryRecord], model: str) -> list[list[
                 record.occurred_at,
                 confidence=CONFIDENCE,
                 basis=Basis.INFERRED,
-                extractor=f"engine-1/{model}",
+                extractor=f"{ENGINE_EXTRACTOR}{model}",
             )
         )
     return found

@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece with what is cited of its document; `published_at` is aware, UTC."""
+    """A piece with what is cited of its document; `published_at` is aware, UTC, `digital_source_type` an IPTC term."""
 
     passage_id: UUID
     document_id: UUID
@@ -49,6 +49,7 @@ class Passage:
     begin: int
     end: int
     published_at: datetime
+    digital_source_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)

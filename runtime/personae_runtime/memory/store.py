@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from personae_runtime.memory.index import PointKind
@@ -25,6 +25,10 @@ class Basis(StrEnum):
 
     STATED = "stated"
     INFERRED = "inferred"
+
+
+ENGINE_EXTRACTOR: Final = "engine-1/"
+"""Begins `FactDetail.extractor` of what a model drew; the model's name follows."""
 
 
 @dataclass(frozen=True, slots=True)

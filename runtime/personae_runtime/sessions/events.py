@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import orjson
 
+from personae_runtime.provenance.label import NO_ORIGIN, Origin
+
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted:
@@ -24,8 +26,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
+    """`template` is of words that policy says in the persona's place."""
+
     kind: ClassVar[str] = "text_delta"
     text: str
+    template: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +156,13 @@ TERMINAL = (TurnInterrupted, TurnCompleted)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event in its envelope; `turn_id` is empty for events of the session itself."""
+    """One event in its envelope; `turn_id` is empty for events of the session itself, and so is its `origin`."""
 
     event_id: int
     turn_id: str
     time: datetime
     body: Body
+    origin: Origin = NO_ORIGIN
 
     @property
     def terminal(self) -> bool:
@@ -166,6 +172,9 @@ class Event:
 
 def encode(body: Body) -> bytes:
     """The recorded form, before it is sealed."""
+    if isinstance(body, TextDelta) and not body.template:
+        # As it was before templates were told apart: nearly every event is one of these.
+        return orjson.dumps({"text": body.text})
     return orjson.dumps(body)
 
 

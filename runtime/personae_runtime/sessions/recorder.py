@@ -17,6 +17,7 @@ import structlog
 
 from personae_runtime.errors import LedgerUnavailable, PersonaeError
 from personae_runtime.ledger.writer import EventRow
+from personae_runtime.provenance.label import NO_ORIGIN, Origin
 from personae_runtime.sessions.events import Body, Event, TextDelta
 
 _log = structlog.get_logger(__name__)
@@ -26,7 +27,7 @@ class Recorder:
     """One turn's events, in order.
 
     Args:
-        turn_id: stamped on every event.
+        turn_id, origin: stamped on every event.
         next_event_id: id of the first event.
         seal: turns an event into the row to write.
         append: the ledger's group commit.
@@ -51,7 +52,9 @@ class Recorder:
         on_lateness: Callable[[float], None],
         releasable: Callable[[], bool] = lambda: False,
         max_pending_chars: int = 200,
+        origin: Origin = NO_ORIGIN,
     ) -> None:
+        self._origin = origin
         self._turn_id = turn_id
         self._next_event_id = next_event_id
         self._seal = seal
@@ -93,8 +96,10 @@ class Recorder:
             self._pending_chars += len(body.text)
             if self._pending_chars >= self._max_pending_chars:
                 self._room.clear()
-            if self._pending and isinstance(self._pending[-1], TextDelta):
-                self._pending[-1] = TextDelta(self._pending[-1].text + body.text)
+            last = self._pending[-1] if self._pending else None
+            # What a model wrote and what policy says in its place are labelled apart.
+            if isinstance(last, TextDelta) and last.template == body.template:
+                self._pending[-1] = TextDelta(last.text + body.text, body.template)
                 return
             self._text_since = time.monotonic()
         self._pending.append(body)
@@ -170,7 +175,7 @@ class Recorder:
         bodies = self._pending
         self._drop()
         now = datetime.now(UTC)
-        events = [Event(self.take_id(), self._turn_id, now, body) for body in bodies]
+        events = [Event(self.take_id(), self._turn_id, now, body, self._origin) for body in bodies]
         since = self._text_since
         try:
             done = self._append([self._seal(event) for event in events])

@@ -59,6 +59,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.protocols import Tier
 from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
+from personae_runtime.provenance.label import NO_ORIGIN, Origin
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -159,6 +160,7 @@ class LiveTurn:
     # What judges this turn to its end, and what only watches.
     rules: Policy = field(kw_only=True)
     shadow: Shadow | None = None
+    origin: Origin = NO_ORIGIN
 
     @property
     def request_id(self) -> str:
@@ -294,6 +296,7 @@ class TurnRunner:
                 revision=session.revision,
             )
             rules = self._policy.of(session.tenant, session.name.session_name())
+            origin = Origin(persona.engine.model, persona.definition.adapter, rules.version)
             admission = await self._sessions.admit(
                 session,
                 cipher,
@@ -301,6 +304,7 @@ class TurnRunner:
                 text,
                 started,
                 lambda clocks, now, first: rules.protocols.attend(clocks, now, policy, first=first),
+                origin,
             )
         if not admission.new:
             if not admission.running:
@@ -336,8 +340,9 @@ class TurnRunner:
             context=context,
             history_from=admission.history_from,
             policy=policy,
+            origin=origin,
         )
-        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
+        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started, origin))
         turn.events += admission.notices
         turn.recorder = Recorder(
             turn_id,
@@ -350,6 +355,7 @@ class TurnRunner:
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
             max_pending_chars=self._settings.sessions.coalesce_max_chars,
+            origin=origin,
         )
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
@@ -775,7 +781,7 @@ class TurnRunner:
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
         tail += [self._latency(turn), outcome]
-        events = [Event(recorder.take_id(), turn.turn_id, now, body) for body in tail]
+        events = [Event(recorder.take_id(), turn.turn_id, now, body, turn.origin) for body in tail]
         error: PersonaeError | None = None
         try:
             with self._telemetry.stage(names.SPAN_REMEMBER, turn.context):
@@ -911,7 +917,7 @@ class TurnRunner:
     def _say(self, turn: LiveTurn, template: str) -> None:
         if template:
             said = turn.record_span is not None
-            self._release(turn, f"\n\n{template}" if said else template)
+            self._release(turn, f"\n\n{template}" if said else template, template=True)
 
     async def _may_release(self, turn: LiveTurn) -> None:
         """Raise unless text of the turn may be recorded and delivered now."""
@@ -935,11 +941,11 @@ class TurnRunner:
                 }
             )
 
-    def _release(self, turn: LiveTurn, text: str) -> None:
+    def _release(self, turn: LiveTurn, text: str, *, template: bool = False) -> None:
         """Hand cleared text over to be recorded and delivered."""
         if turn.record_span is None:
             turn.record_span = self._telemetry.tracer.start_span(names.SPAN_RECORD, turn.context)
-        turn.recorder.emit(TextDelta(text))
+        turn.recorder.emit(TextDelta(text, template))
 
     def _deliver(self, turn: LiveTurn, event: Event) -> None:
         turn.events.append(event)

@@ -87,6 +87,7 @@ PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.AuditService/GetConsistencyProof": "audit.get",
     "/personae.v1.AuditService/ExportAuditLog": "audit.export",
     "/personae.v1.AuditService/GetTransparencyReport": "reports.get",
+    "/personae.v1.ContentService/ExportContent": "content.export",
     "/google.longrunning.Operations/GetOperation": "operations.get",
     "/google.longrunning.Operations/WaitOperation": "operations.get",
     "/google.longrunning.Operations/ListOperations": "operations.list",
@@ -119,6 +120,7 @@ _USER_PERMISSIONS = frozenset(
         "appeals.get",
         "consents.record",
         "consents.list",
+        "content.export",
     }
 )
 """The most a user token may do, whatever its key says: what is the person's own."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -14,6 +16,7 @@ from personae.v1 import (
     memory_service_pb2,
     persona_service_pb2,
     policy_service_pb2,
+    provenance_pb2,
     session_service_pb2,
 )
 from personae_runtime.errors import InvalidArgument
@@ -29,6 +32,8 @@ from personae_runtime.names import Name
 from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
 from personae_runtime.policy import reasons
 from personae_runtime.policy.decision import AgeBand, Decision, DecisionRecord
+from personae_runtime.provenance import label
+from personae_runtime.provenance.label import Label, Origin
 from personae_runtime.sessions import events
 from personae_runtime.sessions.service import Seen
 
@@ -179,6 +184,37 @@ def session(row: SessionRow) -> session_service_pb2.Session:
     )
 
 
+def ai_label(made: Label | None) -> provenance_pb2.AiLabel | None:
+    return None if made is None else _fill_label(provenance_pb2.AiLabel(), made)
+
+
+def _fill_label(message: provenance_pb2.AiLabel, made: Label) -> provenance_pb2.AiLabel:
+    message.generated_by_ai = True
+    message.persona = made.persona
+    message.revision = made.revision
+    message.model = made.origin.model
+    message.adapter = made.origin.adapter
+    message.generate_time.seconds = int(made.generated_at.timestamp() // 1)
+    message.generate_time.nanos = made.generated_at.microsecond * 1000
+    message.policy_bundle = made.origin.policy_bundle
+    message.digital_source_type = made.source.value
+    return message
+
+
+def reply_label(owner: SessionRow, row: TurnRow) -> Label | None:
+    """The label of a turn's reply; None while there is none."""
+    if not row.reply_text:
+        return None
+    return label.of_reply(
+        owner.name.persona_name(),
+        owner.name.revision_name(),
+        row.origin,
+        row.ended_at or row.created_at,
+        finish_reason=row.finish_reason,
+        in_history=row.in_history,
+    )
+
+
 def turn(owner: SessionRow, row: TurnRow) -> session_service_pb2.Turn:
     return session_service_pb2.Turn(
         name=f"{owner.name.session_name()}/turns/{row.turn_id}",
@@ -190,6 +226,7 @@ def turn(owner: SessionRow, row: TurnRow) -> session_service_pb2.Turn:
         finish_reason=_enum(event_pb2.FinishReason, f"FINISH_REASON_{row.finish_reason or 'UNSPECIFIED'}"),
         first_event_id=row.first_event_id,
         last_event_id=row.last_event_id,
+        ai_label=ai_label(reply_label(owner, row)),
     )
 
 
@@ -204,7 +241,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
     match body:
         case events.TextDelta():
             message.text_delta.text = body.text
+            _label_spoken(message, owner, source, body.template)
         case events.TurnStarted():
+            _label_spoken(message, owner, source, False)
             message.turn_started.disclosure = body.disclosure
             message.turn_started.revision = f"{owner.name.persona_name()}/revisions/{body.revision}"
         case events.Waiting():
@@ -217,6 +256,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
                 cited.quote = seen.cited.text
                 cited.speaker = seen.cited.speaker
                 cited.occur_time.FromDatetime(seen.cited.occurred_at)
+                drawn = label.of_memory(owner.name.persona_name(), seen.cited)
+                if drawn is not None:
+                    _fill_label(cited.ai_label, drawn)
         case events.PassageCitation():
             said = message.passage_citation
             said.score = body.score
@@ -226,6 +268,9 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
                 said.uri = seen.cited.uri
                 said.quote = seen.cited.text
                 said.publish_time.FromDatetime(seen.cited.published_at)
+                made = _document_label(owner.name, seen.cited)
+                if made is not None:
+                    _fill_label(said.ai_label, made)
         case events.PolicyEvent():
             told = message.policy_event
             told.action = _enum(event_pb2.PolicyAction, f"POLICY_ACTION_{body.action.upper()}")
@@ -257,6 +302,20 @@ def event(owner: SessionRow, seen: Seen) -> event_pb2.SessionEvent:
     return message
 
 
+def _label_spoken(message: event_pb2.SessionEvent, owner: SessionRow, source: events.Event, template: bool) -> None:
+    spoken = _spoken_label(owner.tenant, owner.persona, owner.revision, source.origin, template)
+    message.ai_label.CopyFrom(spoken)
+    message.ai_label.generate_time.CopyFrom(message.time)
+
+
+@lru_cache(maxsize=1024)
+def _spoken_label(tenant: str, persona: str, revision: int, origin: Origin, template: bool) -> provenance_pb2.AiLabel:
+    """The label of what one revision says, but for its time: made once, as every delta has one."""
+    name = Name(tenant, persona, revision=revision)
+    made = label.of_text(name.persona_name(), name.revision_name(), origin, datetime.now(UTC), template=template)
+    return _fill_label(provenance_pb2.AiLabel(), made)
+
+
 # -- memories, policy, consent -----------------------------------------------
 
 
@@ -281,6 +340,7 @@ def memory(parent: Name, row: MemoryRecord) -> memory_service_pb2.Memory:
         update_time=timestamp(row.updated_at or row.created_at),
         etag=str(row.version),
         quarantine_reason=row.quarantine_reason,
+        ai_label=ai_label(label.of_memory(parent.persona_name(), row)),
     )
 
 
@@ -288,6 +348,10 @@ def arm(place: Place | None) -> memory_service_pb2.MemoryServiceExplainResponse.
     if place is None:
         return None
     return memory_service_pb2.MemoryServiceExplainResponse.Arm(rank=place.rank, score=place.score)
+
+
+def _document_label(owner: Name, source: DocumentRow | Passage) -> Label | None:
+    return label.of_document(owner.persona_name(), source.digital_source_type, source.published_at)
 
 
 def document(row: DocumentRow) -> corpus_service_pb2.Document:
@@ -303,6 +367,8 @@ def document(row: DocumentRow) -> corpus_service_pb2.Document:
         duplicate_passages=row.duplicates,
         indexed_passages=row.indexed,
         create_time=timestamp(row.created_at),
+        digital_source_type=row.digital_source_type,
+        ai_label=ai_label(_document_label(row.name, row)),
     )
 
 
@@ -315,6 +381,7 @@ def passage(parent: Name, row: Passage) -> corpus_service_pb2.Passage:
         begin=row.begin,
         end=row.end,
         publish_time=timestamp(row.published_at),
+        ai_label=ai_label(_document_label(parent, row)),
     )
 
 
@@ -341,7 +408,8 @@ def _fact(parent: Name, fact: FactDetail) -> memory_service_pb2.Fact:
     )
 
 
-def profile(owner: Name, row: ProfileRow) -> memory_service_pb2.Profile:
+def profile(owner: Name, row: ProfileRow, facts: Iterable[MemoryRecord]) -> memory_service_pb2.Profile:
+    drawn = (label.of_memory(owner.persona_name(), fact) for fact in facts)
     return memory_service_pb2.Profile(
         name=f"{owner.user_name()}/profile",
         text=row.text,
@@ -349,6 +417,7 @@ def profile(owner: Name, row: ProfileRow) -> memory_service_pb2.Profile:
         tokens=row.tokens,
         source_memories=[memory_name(owner, fact) for fact in row.fact_ids],
         update_time=timestamp(row.created_at),
+        ai_label=ai_label(label.of_card(drawn, row.created_at)),
     )
 
 

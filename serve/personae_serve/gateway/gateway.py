@@ -40,6 +40,7 @@ from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
 from personae_runtime.policy.signing import Trust
+from personae_runtime.provenance.signing import ContentSigner
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
 from personae_runtime.telemetry import names
@@ -49,6 +50,7 @@ from personae_serve.gateway import operations
 from personae_serve.gateway.audit import AuditServicer
 from personae_serve.gateway.auth import Authenticator
 from personae_serve.gateway.bundles import PolicyBundleServicer
+from personae_serve.gateway.content import ContentServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.load import AcceptProbe, StreamLoad
 from personae_serve.gateway.peers import Peers
@@ -151,6 +153,7 @@ class Gateway:
         if settings.gateway.peer_port is not None:
             # What can't be used is told now, not with the first call that must be forwarded.
             peer_credentials(settings.gateway.tls)
+        content_signer = ContentSigner.of(settings)
         tokens = await open_tokens(settings.auth.jwt, stack)
         draw = drawing(
             policies.remembers,
@@ -299,6 +302,7 @@ class Gateway:
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, reports, stores.vault),
             audit=AuditServicer(audit_log, reports, stores.vault),
+            content=ContentServicer(sessions, content_signer),
             operations=operations.OperationsServicer(erasures, eraser, stores.vault),
             credentials=credentials,
             reflection=settings.profile == "development",

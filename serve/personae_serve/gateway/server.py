@@ -19,6 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from personae.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
+    content_service_pb2,
+    content_service_pb2_grpc,
     corpus_service_pb2,
     corpus_service_pb2_grpc,
     memory_service_pb2,
@@ -35,6 +37,7 @@ from personae.v1 import (
 from personae_runtime.config import GatewaySettings
 from personae_runtime.errors import ConfigError
 from personae_serve.gateway.audit import AuditServicer
+from personae_serve.gateway.content import ContentServicer
 from personae_serve.gateway.interceptor import GatewayInterceptor
 from personae_serve.gateway.operations import OperationsServicer
 from personae_serve.gateway.reviews import ReviewServicer
@@ -58,6 +61,7 @@ SERVICE_NAMES = tuple(
         policy_service_pb2,
         review_service_pb2,
         audit_service_pb2,
+        content_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
@@ -121,6 +125,7 @@ class GatewayServer:
         consents: ConsentServicer,
         reviews: ReviewServicer,
         audit: AuditServicer,
+        content: ContentServicer,
         operations: OperationsServicer,
         credentials: grpc.ServerCredentials | None,
         reflection: bool,
@@ -140,6 +145,7 @@ class GatewayServer:
         policy_service_pb2_grpc.add_ConsentServiceServicer_to_server(consents, self._server)
         review_service_pb2_grpc.add_ReviewServiceServicer_to_server(reviews, self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(audit, self._server)
+        content_service_pb2_grpc.add_ContentServiceServicer_to_server(content, self._server)
         operations_pb2_grpc.add_OperationsServicer_to_server(operations, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

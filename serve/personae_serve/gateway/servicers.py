@@ -712,7 +712,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         except ScopeErased:
             # Nothing is known of them, as of somebody who never came.
             card = EMPTY
-        return convert.profile(name, card)
+        facts = await self._memories.read(card.fact_ids) if card.fact_ids else {}
+        return convert.profile(name, card, facts.values())
 
     async def CreateMemory(
         self, request: memory_service_pb2.CreateMemoryRequest, context: Context
@@ -910,6 +911,7 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
             uri=source.uri,
             external_id=source.external_id,
             language_code=source.language_code,
+            digital_source_type=source.digital_source_type,
             published_at=convert.from_timestamp(source.publish_time, "document.publish_time")
             if source.HasField("publish_time")
             else now,

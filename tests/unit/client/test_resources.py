@@ -13,6 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from personae.v1 import (
     audit_service_pb2,
     audit_service_pb2_grpc,
+    content_service_pb2,
     event_pb2,
     memory_service_pb2,
     memory_service_pb2_grpc,
@@ -26,6 +27,7 @@ from personae.v1 import (
 from personae_client import DeadlineExceededError, InternalError, PersonaeClient, UnimplementedError
 from personae_client.resources.audit import Audit
 from personae_client.resources.consents import Consents
+from personae_client.resources.content import Content
 from personae_client.resources.memories import Memories
 from personae_client.resources.personas import Personas
 from personae_client.resources.policy import Policy
@@ -41,6 +43,7 @@ FILES = (
     memory_service_pb2.DESCRIPTOR,
     policy_service_pb2.DESCRIPTOR,
     audit_service_pb2.DESCRIPTOR,
+    content_service_pb2.DESCRIPTOR,
 )
 METHODS = [method for file in FILES for service in file.services_by_name.values() for method in service.methods]
 RESOURCES = {
@@ -50,6 +53,7 @@ RESOURCES = {
     "PolicyService": Policy,
     "ConsentService": Consents,
     "AuditService": Audit,
+    "ContentService": Content,
 }
 
 

@@ -26,9 +26,10 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from personae.v1 import provenance_pb2 as personae_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/corpus_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x02\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\x05title\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\x12\x1d\n\x04text\x18\x03 \x01(\tB\x0f\xe2\x41\x01\x02\xbaH\x08r\x06\x10\x01\x18\xa0\xc2\x1e\x12\x15\n\x03uri\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x0b\x65xternal_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1e\n\rlanguage_code\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18#\x12\x16\n\x08passages\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12 \n\x12\x64uplicate_passages\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10indexed_passages\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x85\x01\n\x15\x43reateDocumentRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x15.personae.v1.DocumentB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\".\n\x12GetDocumentRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"l\n\x14ListDocumentsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.personae.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x15\x44\x65leteDocumentRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"l\n\x15SearchPassagesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x19\n\x05query\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"\xbf\x01\n\x16SearchPassagesResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.personae.v1.SearchPassagesResponse.Result\x12\x12\n\nunanswered\x18\x02 \x01(\x08\x12\x14\n\x0clexical_only\x18\x03 \x01(\x08\x1a>\n\x06Result\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.personae.v1.Passage\x12\r\n\x05score\x18\x02 \x01(\x01\"\x93\x01\n\x07Passage\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x05 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x05\x12\x30\n\x0cpublish_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa4\x03\n\rCorpusService\x12K\n\x0e\x43reateDocument\x12\".personae.v1.CreateDocumentRequest\x1a\x15.personae.v1.Document\x12\x45\n\x0bGetDocument\x12\x1f.personae.v1.GetDocumentRequest\x1a\x15.personae.v1.Document\x12V\n\rListDocuments\x12!.personae.v1.ListDocumentsRequest\x1a\".personae.v1.ListDocumentsResponse\x12L\n\x0e\x44\x65leteDocument\x12\".personae.v1.DeleteDocumentRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x0eSearchPassages\x12\".personae.v1.SearchPassagesRequest\x1a#.personae.v1.SearchPassagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n personae/v1/corpus_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpersonae/v1/provenance.proto\"\x85\x04\n\x08\x44ocument\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\x05title\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xac\x02\x12\x1d\n\x04text\x18\x03 \x01(\tB\x0f\xe2\x41\x01\x02\xbaH\x08r\x06\x10\x01\x18\xa0\xc2\x1e\x12\x15\n\x03uri\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x0b\x65xternal_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1e\n\rlanguage_code\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18#\x12\x16\n\x08passages\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12 \n\x12\x64uplicate_passages\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10indexed_passages\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x66\n\x13\x64igital_source_type\x18\x0c \x01(\tBI\xbaHFrD\x18\xc8\x01\x32?^(http://cv\\.iptc\\.org/newscodes/digitalsourcetype/[A-Za-z]+)?$\x12,\n\x08\x61i_label\x18\r \x01(\x0b\x32\x14.personae.v1.AiLabelB\x04\xe2\x41\x01\x03\"\x85\x01\n\x15\x43reateDocumentRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12/\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x15.personae.v1.DocumentB\x06\xbaH\x03\xc8\x01\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\".\n\x12GetDocumentRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"l\n\x14ListDocumentsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.personae.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x15\x44\x65leteDocumentRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"l\n\x15SearchPassagesRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x19\n\x05query\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\x12\x1c\n\tpage_size\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\"\xbf\x01\n\x16SearchPassagesResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.personae.v1.SearchPassagesResponse.Result\x12\x12\n\nunanswered\x18\x02 \x01(\x08\x12\x14\n\x0clexical_only\x18\x03 \x01(\x08\x1a>\n\x06Result\x12%\n\x07passage\x18\x01 \x01(\x0b\x32\x14.personae.v1.Passage\x12\r\n\x05score\x18\x02 \x01(\x01\"\xbb\x01\n\x07Passage\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\r\n\x05\x62\x65gin\x18\x05 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x05\x12\x30\n\x0cpublish_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x61i_label\x18\x08 \x01(\x0b\x32\x14.personae.v1.AiLabel2\xa4\x03\n\rCorpusService\x12K\n\x0e\x43reateDocument\x12\".personae.v1.CreateDocumentRequest\x1a\x15.personae.v1.Document\x12\x45\n\x0bGetDocument\x12\x1f.personae.v1.GetDocumentRequest\x1a\x15.personae.v1.Document\x12V\n\rListDocuments\x12!.personae.v1.ListDocumentsRequest\x1a\".personae.v1.ListDocumentsResponse\x12L\n\x0e\x44\x65leteDocument\x12\".personae.v1.DeleteDocumentRequest\x1a\x16.google.protobuf.Empty\x12Y\n\x0eSearchPassages\x12\".personae.v1.SearchPassagesRequest\x1a#.personae.v1.SearchPassagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOCUMENT'].fields_by_name['indexed_passages']._serialized_options = b'\342A\001\003'
   _globals['_DOCUMENT'].fields_by_name['create_time']._loaded_options = None
   _globals['_DOCUMENT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_DOCUMENT'].fields_by_name['digital_source_type']._loaded_options = None
+  _globals['_DOCUMENT'].fields_by_name['digital_source_type']._serialized_options = b'\272HFrD\030\310\0012?^(http://cv\\.iptc\\.org/newscodes/digitalsourcetype/[A-Za-z]+)?$'
+  _globals['_DOCUMENT'].fields_by_name['ai_label']._loaded_options = None
+  _globals['_DOCUMENT'].fields_by_name['ai_label']._serialized_options = b'\342A\001\003'
   _globals['_CREATEDOCUMENTREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_CREATEDOCUMENTREQUEST'].fields_by_name['parent']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
   _globals['_CREATEDOCUMENTREQUEST'].fields_by_name['document']._loaded_options = None
@@ -77,26 +82,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHPASSAGESREQUEST'].fields_by_name['query']._serialized_options = b'\272H\007r\005\020\001\030\300>'
   _globals['_SEARCHPASSAGESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_SEARCHPASSAGESREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\006\032\004\030d(\000'
-  _globals['_DOCUMENT']._serialized_start=174
-  _globals['_DOCUMENT']._serialized_end=541
-  _globals['_CREATEDOCUMENTREQUEST']._serialized_start=544
-  _globals['_CREATEDOCUMENTREQUEST']._serialized_end=677
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=679
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=725
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=727
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=835
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=837
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=927
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=929
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=978
-  _globals['_SEARCHPASSAGESREQUEST']._serialized_start=980
-  _globals['_SEARCHPASSAGESREQUEST']._serialized_end=1088
-  _globals['_SEARCHPASSAGESRESPONSE']._serialized_start=1091
-  _globals['_SEARCHPASSAGESRESPONSE']._serialized_end=1282
-  _globals['_SEARCHPASSAGESRESPONSE_RESULT']._serialized_start=1220
-  _globals['_SEARCHPASSAGESRESPONSE_RESULT']._serialized_end=1282
-  _globals['_PASSAGE']._serialized_start=1285
-  _globals['_PASSAGE']._serialized_end=1432
-  _globals['_CORPUSSERVICE']._serialized_start=1435
-  _globals['_CORPUSSERVICE']._serialized_end=1855
+  _globals['_DOCUMENT']._serialized_start=204
+  _globals['_DOCUMENT']._serialized_end=721
+  _globals['_CREATEDOCUMENTREQUEST']._serialized_start=724
+  _globals['_CREATEDOCUMENTREQUEST']._serialized_end=857
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=859
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=905
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=907
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1015
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1017
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1107
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=1109
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=1158
+  _globals['_SEARCHPASSAGESREQUEST']._serialized_start=1160
+  _globals['_SEARCHPASSAGESREQUEST']._serialized_end=1268
+  _globals['_SEARCHPASSAGESRESPONSE']._serialized_start=1271
+  _globals['_SEARCHPASSAGESRESPONSE']._serialized_end=1462
+  _globals['_SEARCHPASSAGESRESPONSE_RESULT']._serialized_start=1400
+  _globals['_SEARCHPASSAGESRESPONSE_RESULT']._serialized_end=1462
+  _globals['_PASSAGE']._serialized_start=1465
+  _globals['_PASSAGE']._serialized_end=1652
+  _globals['_CORPUSSERVICE']._serialized_start=1655
+  _globals['_CORPUSSERVICE']._serialized_end=2075
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ from buf.validate import validate_pb2 as _validate_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from personae.v1 import provenance_pb2 as _provenance_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -13,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Document(_message.Message):
-    __slots__ = ("name", "title", "text", "uri", "publish_time", "external_id", "language_code", "passages", "duplicate_passages", "indexed_passages", "create_time")
+    __slots__ = ("name", "title", "text", "uri", "publish_time", "external_id", "language_code", "passages", "duplicate_passages", "indexed_passages", "create_time", "digital_source_type", "ai_label")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +26,8 @@ class Document(_message.Message):
     DUPLICATE_PASSAGES_FIELD_NUMBER: _ClassVar[int]
     INDEXED_PASSAGES_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DIGITAL_SOURCE_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     title: str
     text: str
@@ -36,7 +39,9 @@ class Document(_message.Message):
     duplicate_passages: int
     indexed_passages: int
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., text: _Optional[str] = ..., uri: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., external_id: _Optional[str] = ..., language_code: _Optional[str] = ..., passages: _Optional[int] = ..., duplicate_passages: _Optional[int] = ..., indexed_passages: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    digital_source_type: str
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., text: _Optional[str] = ..., uri: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., external_id: _Optional[str] = ..., language_code: _Optional[str] = ..., passages: _Optional[int] = ..., duplicate_passages: _Optional[int] = ..., indexed_passages: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., digital_source_type: _Optional[str] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class CreateDocumentRequest(_message.Message):
     __slots__ = ("parent", "document", "request_id")
@@ -106,7 +111,7 @@ class SearchPassagesResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[SearchPassagesResponse.Result, _Mapping]]] = ..., unanswered: _Optional[bool] = ..., lexical_only: _Optional[bool] = ...) -> None: ...
 
 class Passage(_message.Message):
-    __slots__ = ("document", "title", "uri", "text", "begin", "end", "publish_time")
+    __slots__ = ("document", "title", "uri", "text", "begin", "end", "publish_time", "ai_label")
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +119,7 @@ class Passage(_message.Message):
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     document: str
     title: str
     uri: str
@@ -121,4 +127,5 @@ class Passage(_message.Message):
     begin: int
     end: int
     publish_time: _timestamp_pb2.Timestamp
-    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., text: _Optional[str] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., text: _Optional[str] = ..., begin: _Optional[int] = ..., end: _Optional[int] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...

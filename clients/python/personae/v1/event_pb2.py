@@ -24,51 +24,52 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from personae.v1 import provenance_pb2 as personae_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17personae/v1/event.proto\x12\x0bpersonae.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x05\n\x0cSessionEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cturn_started\x18\n \x01(\x0b\x32\x18.personae.v1.TurnStartedH\x00\x12\'\n\x07waiting\x18\x0b \x01(\x0b\x32\x14.personae.v1.WaitingH\x00\x12,\n\ntext_delta\x18\x0c \x01(\x0b\x32\x16.personae.v1.TextDeltaH\x00\x12\x36\n\x0fmemory_citation\x18\r \x01(\x0b\x32\x1b.personae.v1.MemoryCitationH\x00\x12\x30\n\x0cpolicy_event\x18\x0e \x01(\x0b\x32\x18.personae.v1.PolicyEventH\x00\x12%\n\x06notice\x18\x0f \x01(\x0b\x32\x13.personae.v1.NoticeH\x00\x12#\n\x05usage\x18\x10 \x01(\x0b\x32\x12.personae.v1.UsageH\x00\x12\'\n\x07latency\x18\x11 \x01(\x0b\x32\x14.personae.v1.LatencyH\x00\x12\x38\n\x10turn_interrupted\x18\x12 \x01(\x0b\x32\x1c.personae.v1.TurnInterruptedH\x00\x12\x34\n\x0eturn_completed\x18\x13 \x01(\x0b\x32\x1a.personae.v1.TurnCompletedH\x00\x12&\n\x07go_away\x18\x14 \x01(\x0b\x32\x13.personae.v1.GoAwayH\x00\x12\x1f\n\x03gap\x18\x15 \x01(\x0b\x32\x10.personae.v1.GapH\x00\x12\x38\n\x10passage_citation\x18\x16 \x01(\x0b\x32\x1c.personae.v1.PassageCitationH\x00\x42\x07\n\x05\x65vent\"3\n\x0bTurnStarted\x12\x12\n\ndisclosure\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"\x8b\x01\n\x07Waiting\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.personae.v1.Waiting.Reason\"S\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_ENGINE_QUEUE\x10\x01\x12\x18\n\x14REASON_MODEL_LOADING\x10\x02\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x7f\n\x0eMemoryCitation\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\r\n\x05quote\x18\x02 \x01(\t\x12\x0f\n\x07speaker\x18\x03 \x01(\t\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x05 \x01(\x01\"\x8f\x01\n\x0fPassageCitation\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\r\n\x05quote\x18\x04 \x01(\t\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x06 \x01(\x01\"\x9a\x01\n\x0bPolicyEvent\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12\'\n\x05stage\x18\x04 \x01(\x0e\x32\x18.personae.v1.PolicyStage\x12\x10\n\x08\x64\x65\x63ision\x18\x05 \x01(\t\"$\n\x06Notice\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x8e\x01\n\x07Latency\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04ttft\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rfirst_release\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaa\x02\n\x0fTurnInterrupted\x12\x17\n\x0f\x64\x65livered_chars\x18\x01 \x01(\x03\x12\x33\n\x06reason\x18\x02 \x01(\x0e\x32#.personae.v1.TurnInterrupted.Reason\"\xc8\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_OWNER_LOST\x10\x01\x12\x14\n\x10REASON_CANCELLED\x10\x02\x12\x14\n\x10REASON_ABANDONED\x10\x03\x12\x18\n\x14REASON_ENGINE_FAILED\x10\x04\x12\x14\n\x10REASON_WITHDRAWN\x10\x05\x12\x1d\n\x19REASON_LEDGER_UNAVAILABLE\x10\x06\x12\x14\n\x10REASON_TIMED_OUT\x10\x07\"A\n\rTurnCompleted\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.personae.v1.FinishReason\"6\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x03Gap\x12\x16\n\x0e\x66irst_event_id\x18\x01 \x01(\x03\x12\x15\n\rlast_event_id\x18\x02 \x01(\x03*\x98\x01\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x1b\n\x17POLICY_ACTION_TRANSFORM\x10\x02\x12\x17\n\x13POLICY_ACTION_BLOCK\x10\x03\x12\x1a\n\x16POLICY_ACTION_ESCALATE\x10\x04*\xa8\x01\n\x0bPolicyStage\x12\x1c\n\x18POLICY_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12POLICY_STAGE_INPUT\x10\x01\x12\x17\n\x13POLICY_STAGE_MEMORY\x10\x02\x12\x17\n\x13POLICY_STAGE_OUTPUT\x10\x03\x12\x18\n\x14POLICY_STAGE_CONTENT\x10\x04\x12\x17\n\x13POLICY_STAGE_SIGNAL\x10\x05*y\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x18\n\x14\x46INISH_REASON_POLICY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17personae/v1/event.proto\x12\x0bpersonae.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpersonae/v1/provenance.proto\"\xe7\x05\n\x0cSessionEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x03\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08\x61i_label\x18\x04 \x01(\x0b\x32\x14.personae.v1.AiLabel\x12\x30\n\x0cturn_started\x18\n \x01(\x0b\x32\x18.personae.v1.TurnStartedH\x00\x12\'\n\x07waiting\x18\x0b \x01(\x0b\x32\x14.personae.v1.WaitingH\x00\x12,\n\ntext_delta\x18\x0c \x01(\x0b\x32\x16.personae.v1.TextDeltaH\x00\x12\x36\n\x0fmemory_citation\x18\r \x01(\x0b\x32\x1b.personae.v1.MemoryCitationH\x00\x12\x30\n\x0cpolicy_event\x18\x0e \x01(\x0b\x32\x18.personae.v1.PolicyEventH\x00\x12%\n\x06notice\x18\x0f \x01(\x0b\x32\x13.personae.v1.NoticeH\x00\x12#\n\x05usage\x18\x10 \x01(\x0b\x32\x12.personae.v1.UsageH\x00\x12\'\n\x07latency\x18\x11 \x01(\x0b\x32\x14.personae.v1.LatencyH\x00\x12\x38\n\x10turn_interrupted\x18\x12 \x01(\x0b\x32\x1c.personae.v1.TurnInterruptedH\x00\x12\x34\n\x0eturn_completed\x18\x13 \x01(\x0b\x32\x1a.personae.v1.TurnCompletedH\x00\x12&\n\x07go_away\x18\x14 \x01(\x0b\x32\x13.personae.v1.GoAwayH\x00\x12\x1f\n\x03gap\x18\x15 \x01(\x0b\x32\x10.personae.v1.GapH\x00\x12\x38\n\x10passage_citation\x18\x16 \x01(\x0b\x32\x1c.personae.v1.PassageCitationH\x00\x42\x07\n\x05\x65vent\"3\n\x0bTurnStarted\x12\x12\n\ndisclosure\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"\x8b\x01\n\x07Waiting\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.personae.v1.Waiting.Reason\"S\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_ENGINE_QUEUE\x10\x01\x12\x18\n\x14REASON_MODEL_LOADING\x10\x02\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\xa7\x01\n\x0eMemoryCitation\x12\x0e\n\x06memory\x18\x01 \x01(\t\x12\r\n\x05quote\x18\x02 \x01(\t\x12\x0f\n\x07speaker\x18\x03 \x01(\t\x12.\n\noccur_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x05 \x01(\x01\x12&\n\x08\x61i_label\x18\x06 \x01(\x0b\x32\x14.personae.v1.AiLabel\"\xb7\x01\n\x0fPassageCitation\x12\x10\n\x08\x64ocument\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\r\n\x05quote\x18\x04 \x01(\t\x12\x30\n\x0cpublish_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05score\x18\x06 \x01(\x01\x12&\n\x08\x61i_label\x18\x07 \x01(\x0b\x32\x14.personae.v1.AiLabel\"\x9a\x01\n\x0bPolicyEvent\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.personae.v1.PolicyAction\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x13\n\x0breason_code\x18\x03 \x01(\t\x12\'\n\x05stage\x18\x04 \x01(\x0e\x32\x18.personae.v1.PolicyStage\x12\x10\n\x08\x64\x65\x63ision\x18\x05 \x01(\t\"$\n\x06Notice\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x8e\x01\n\x07Latency\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04ttft\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rfirst_release\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaa\x02\n\x0fTurnInterrupted\x12\x17\n\x0f\x64\x65livered_chars\x18\x01 \x01(\x03\x12\x33\n\x06reason\x18\x02 \x01(\x0e\x32#.personae.v1.TurnInterrupted.Reason\"\xc8\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_OWNER_LOST\x10\x01\x12\x14\n\x10REASON_CANCELLED\x10\x02\x12\x14\n\x10REASON_ABANDONED\x10\x03\x12\x18\n\x14REASON_ENGINE_FAILED\x10\x04\x12\x14\n\x10REASON_WITHDRAWN\x10\x05\x12\x1d\n\x19REASON_LEDGER_UNAVAILABLE\x10\x06\x12\x14\n\x10REASON_TIMED_OUT\x10\x07\"A\n\rTurnCompleted\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.personae.v1.FinishReason\"6\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x03Gap\x12\x16\n\x0e\x66irst_event_id\x18\x01 \x01(\x03\x12\x15\n\rlast_event_id\x18\x02 \x01(\x03*\x98\x01\n\x0cPolicyAction\x12\x1d\n\x19POLICY_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13POLICY_ACTION_ALLOW\x10\x01\x12\x1b\n\x17POLICY_ACTION_TRANSFORM\x10\x02\x12\x17\n\x13POLICY_ACTION_BLOCK\x10\x03\x12\x1a\n\x16POLICY_ACTION_ESCALATE\x10\x04*\xa8\x01\n\x0bPolicyStage\x12\x1c\n\x18POLICY_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12POLICY_STAGE_INPUT\x10\x01\x12\x17\n\x13POLICY_STAGE_MEMORY\x10\x02\x12\x17\n\x13POLICY_STAGE_OUTPUT\x10\x03\x12\x18\n\x14POLICY_STAGE_CONTENT\x10\x04\x12\x17\n\x13POLICY_STAGE_SIGNAL\x10\x05*y\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x18\n\x14\x46INISH_REASON_POLICY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'personae.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POLICYACTION']._serialized_start=2210
-  _globals['_POLICYACTION']._serialized_end=2362
-  _globals['_POLICYSTAGE']._serialized_start=2365
-  _globals['_POLICYSTAGE']._serialized_end=2533
-  _globals['_FINISHREASON']._serialized_start=2535
-  _globals['_FINISHREASON']._serialized_end=2656
-  _globals['_SESSIONEVENT']._serialized_start=106
-  _globals['_SESSIONEVENT']._serialized_end=809
-  _globals['_TURNSTARTED']._serialized_start=811
-  _globals['_TURNSTARTED']._serialized_end=862
-  _globals['_WAITING']._serialized_start=865
-  _globals['_WAITING']._serialized_end=1004
-  _globals['_WAITING_REASON']._serialized_start=921
-  _globals['_WAITING_REASON']._serialized_end=1004
-  _globals['_TEXTDELTA']._serialized_start=1006
-  _globals['_TEXTDELTA']._serialized_end=1031
-  _globals['_MEMORYCITATION']._serialized_start=1033
-  _globals['_MEMORYCITATION']._serialized_end=1160
-  _globals['_PASSAGECITATION']._serialized_start=1163
-  _globals['_PASSAGECITATION']._serialized_end=1306
-  _globals['_POLICYEVENT']._serialized_start=1309
-  _globals['_POLICYEVENT']._serialized_end=1463
-  _globals['_NOTICE']._serialized_start=1465
-  _globals['_NOTICE']._serialized_end=1501
-  _globals['_USAGE']._serialized_start=1503
-  _globals['_USAGE']._serialized_end=1584
-  _globals['_LATENCY']._serialized_start=1587
-  _globals['_LATENCY']._serialized_end=1729
-  _globals['_TURNINTERRUPTED']._serialized_start=1732
-  _globals['_TURNINTERRUPTED']._serialized_end=2030
-  _globals['_TURNINTERRUPTED_REASON']._serialized_start=1830
-  _globals['_TURNINTERRUPTED_REASON']._serialized_end=2030
-  _globals['_TURNCOMPLETED']._serialized_start=2032
-  _globals['_TURNCOMPLETED']._serialized_end=2097
-  _globals['_GOAWAY']._serialized_start=2099
-  _globals['_GOAWAY']._serialized_end=2153
-  _globals['_GAP']._serialized_start=2155
-  _globals['_GAP']._serialized_end=2207
+  _globals['_POLICYACTION']._serialized_start=2361
+  _globals['_POLICYACTION']._serialized_end=2513
+  _globals['_POLICYSTAGE']._serialized_start=2516
+  _globals['_POLICYSTAGE']._serialized_end=2684
+  _globals['_FINISHREASON']._serialized_start=2686
+  _globals['_FINISHREASON']._serialized_end=2807
+  _globals['_SESSIONEVENT']._serialized_start=136
+  _globals['_SESSIONEVENT']._serialized_end=879
+  _globals['_TURNSTARTED']._serialized_start=881
+  _globals['_TURNSTARTED']._serialized_end=932
+  _globals['_WAITING']._serialized_start=935
+  _globals['_WAITING']._serialized_end=1074
+  _globals['_WAITING_REASON']._serialized_start=991
+  _globals['_WAITING_REASON']._serialized_end=1074
+  _globals['_TEXTDELTA']._serialized_start=1076
+  _globals['_TEXTDELTA']._serialized_end=1101
+  _globals['_MEMORYCITATION']._serialized_start=1104
+  _globals['_MEMORYCITATION']._serialized_end=1271
+  _globals['_PASSAGECITATION']._serialized_start=1274
+  _globals['_PASSAGECITATION']._serialized_end=1457
+  _globals['_POLICYEVENT']._serialized_start=1460
+  _globals['_POLICYEVENT']._serialized_end=1614
+  _globals['_NOTICE']._serialized_start=1616
+  _globals['_NOTICE']._serialized_end=1652
+  _globals['_USAGE']._serialized_start=1654
+  _globals['_USAGE']._serialized_end=1735
+  _globals['_LATENCY']._serialized_start=1738
+  _globals['_LATENCY']._serialized_end=1880
+  _globals['_TURNINTERRUPTED']._serialized_start=1883
+  _globals['_TURNINTERRUPTED']._serialized_end=2181
+  _globals['_TURNINTERRUPTED_REASON']._serialized_start=1981
+  _globals['_TURNINTERRUPTED_REASON']._serialized_end=2181
+  _globals['_TURNCOMPLETED']._serialized_start=2183
+  _globals['_TURNCOMPLETED']._serialized_end=2248
+  _globals['_GOAWAY']._serialized_start=2250
+  _globals['_GOAWAY']._serialized_end=2304
+  _globals['_GAP']._serialized_start=2306
+  _globals['_GAP']._serialized_end=2358
 # @@protoc_insertion_point(module_scope)

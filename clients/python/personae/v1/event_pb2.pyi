@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from personae.v1 import provenance_pb2 as _provenance_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -50,10 +51,11 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_POLICY: FinishReason
 
 class SessionEvent(_message.Message):
-    __slots__ = ("event_id", "turn_id", "time", "turn_started", "waiting", "text_delta", "memory_citation", "policy_event", "notice", "usage", "latency", "turn_interrupted", "turn_completed", "go_away", "gap", "passage_citation")
+    __slots__ = ("event_id", "turn_id", "time", "ai_label", "turn_started", "waiting", "text_delta", "memory_citation", "policy_event", "notice", "usage", "latency", "turn_interrupted", "turn_completed", "go_away", "gap", "passage_citation")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     TURN_STARTED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     TEXT_DELTA_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +72,7 @@ class SessionEvent(_message.Message):
     event_id: int
     turn_id: str
     time: _timestamp_pb2.Timestamp
+    ai_label: _provenance_pb2.AiLabel
     turn_started: TurnStarted
     waiting: Waiting
     text_delta: TextDelta
@@ -83,7 +86,7 @@ class SessionEvent(_message.Message):
     go_away: GoAway
     gap: Gap
     passage_citation: PassageCitation
-    def __init__(self, event_id: _Optional[int] = ..., turn_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., turn_started: _Optional[_Union[TurnStarted, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., memory_citation: _Optional[_Union[MemoryCitation, _Mapping]] = ..., policy_event: _Optional[_Union[PolicyEvent, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., latency: _Optional[_Union[Latency, _Mapping]] = ..., turn_interrupted: _Optional[_Union[TurnInterrupted, _Mapping]] = ..., turn_completed: _Optional[_Union[TurnCompleted, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., passage_citation: _Optional[_Union[PassageCitation, _Mapping]] = ...) -> None: ...
+    def __init__(self, event_id: _Optional[int] = ..., turn_id: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ..., turn_started: _Optional[_Union[TurnStarted, _Mapping]] = ..., waiting: _Optional[_Union[Waiting, _Mapping]] = ..., text_delta: _Optional[_Union[TextDelta, _Mapping]] = ..., memory_citation: _Optional[_Union[MemoryCitation, _Mapping]] = ..., policy_event: _Optional[_Union[PolicyEvent, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., latency: _Optional[_Union[Latency, _Mapping]] = ..., turn_interrupted: _Optional[_Union[TurnInterrupted, _Mapping]] = ..., turn_completed: _Optional[_Union[TurnCompleted, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., passage_citation: _Optional[_Union[PassageCitation, _Mapping]] = ...) -> None: ...
 
 class TurnStarted(_message.Message):
     __slots__ = ("disclosure", "revision")
@@ -114,34 +117,38 @@ class TextDelta(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class MemoryCitation(_message.Message):
-    __slots__ = ("memory", "quote", "speaker", "occur_time", "score")
+    __slots__ = ("memory", "quote", "speaker", "occur_time", "score", "ai_label")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     QUOTE_FIELD_NUMBER: _ClassVar[int]
     SPEAKER_FIELD_NUMBER: _ClassVar[int]
     OCCUR_TIME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     memory: str
     quote: str
     speaker: str
     occur_time: _timestamp_pb2.Timestamp
     score: float
-    def __init__(self, memory: _Optional[str] = ..., quote: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, memory: _Optional[str] = ..., quote: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class PassageCitation(_message.Message):
-    __slots__ = ("document", "title", "uri", "quote", "publish_time", "score")
+    __slots__ = ("document", "title", "uri", "quote", "publish_time", "score", "ai_label")
     DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     QUOTE_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     document: str
     title: str
     uri: str
     quote: str
     publish_time: _timestamp_pb2.Timestamp
     score: float
-    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., quote: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, document: _Optional[str] = ..., title: _Optional[str] = ..., uri: _Optional[str] = ..., quote: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., score: _Optional[float] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class PolicyEvent(_message.Message):
     __slots__ = ("action", "category", "reason_code", "stage", "decision")

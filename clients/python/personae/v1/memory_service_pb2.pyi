@@ -6,6 +6,7 @@ from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from personae.v1 import provenance_pb2 as _provenance_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -45,7 +46,7 @@ MEMORY_SOURCE_API: MemorySource
 MEMORY_SOURCE_EXTRACTION: MemorySource
 
 class Memory(_message.Message):
-    __slots__ = ("name", "text", "speaker", "occur_time", "thread", "ordinal", "source", "create_time", "expire_time", "external_id", "kind", "fact", "source_memories", "pinned", "restricted", "update_time", "etag", "quarantine_reason")
+    __slots__ = ("name", "text", "speaker", "occur_time", "thread", "ordinal", "source", "create_time", "expire_time", "external_id", "kind", "fact", "source_memories", "pinned", "restricted", "update_time", "etag", "quarantine_reason", "ai_label")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     SPEAKER_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +65,7 @@ class Memory(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     QUARANTINE_REASON_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     text: str
     speaker: str
@@ -82,7 +84,8 @@ class Memory(_message.Message):
     update_time: _timestamp_pb2.Timestamp
     etag: str
     quarantine_reason: str
-    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., thread: _Optional[str] = ..., ordinal: _Optional[int] = ..., source: _Optional[_Union[MemorySource, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., external_id: _Optional[str] = ..., kind: _Optional[_Union[MemoryKind, str]] = ..., fact: _Optional[_Union[Fact, _Mapping]] = ..., source_memories: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., restricted: _Optional[bool] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., quarantine_reason: _Optional[str] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., speaker: _Optional[str] = ..., occur_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., thread: _Optional[str] = ..., ordinal: _Optional[int] = ..., source: _Optional[_Union[MemorySource, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., external_id: _Optional[str] = ..., kind: _Optional[_Union[MemoryKind, str]] = ..., fact: _Optional[_Union[Fact, _Mapping]] = ..., source_memories: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., restricted: _Optional[bool] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., quarantine_reason: _Optional[str] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class Fact(_message.Message):
     __slots__ = ("subject", "predicate", "value", "valid_from_time", "valid_to_time", "superseded_by", "confidence", "basis", "extractor", "spans")
@@ -257,20 +260,22 @@ class GetProfileRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Profile(_message.Message):
-    __slots__ = ("name", "text", "version", "tokens", "source_memories", "update_time")
+    __slots__ = ("name", "text", "version", "tokens", "source_memories", "update_time", "ai_label")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_MEMORIES_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     text: str
     version: int
     tokens: int
     source_memories: _containers.RepeatedScalarFieldContainer[str]
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., version: _Optional[int] = ..., tokens: _Optional[int] = ..., source_memories: _Optional[_Iterable[str]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., version: _Optional[int] = ..., tokens: _Optional[int] = ..., source_memories: _Optional[_Iterable[str]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class ExportMemoriesRequest(_message.Message):
     __slots__ = ("parent",)

@@ -27,9 +27,10 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from personae.v1 import event_pb2 as personae_dot_v1_dot_event__pb2
 from personae.v1 import policy_service_pb2 as personae_dot_v1_dot_policy__service__pb2
+from personae.v1 import provenance_pb2 as personae_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!personae/v1/session_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17personae/v1/event.proto\x1a personae/v1/policy_service.proto\"\x8b\x03\n\x07Session\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x04user\x18\x02 \x01(\tB\x0f\xe2\x41\x02\x02\x05\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x08revision\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x19.personae.v1.SessionStateB\x04\xe2\x41\x01\x03\x12\x34\n\x08\x61ge_band\x18\x05 \x01(\x0e\x32\x14.personae.v1.AgeBandB\x0c\xe2\x41\x01\x05\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x0bregion_code\x18\x06 \x01(\tB\x18\xe2\x41\x01\x05\xbaH\x11r\x0f\x32\r^([A-Z]{2})?$\x12\x18\n\ndisclosure\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nclose_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x61\x63tive_turn\x18\n \x01(\tB\x04\xe2\x41\x01\x03\"\xa8\x02\n\x04Turn\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.personae.v1.TurnState\x12\x11\n\tuser_text\x18\x03 \x01(\t\x12\x12\n\nreply_text\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.personae.v1.FinishReason\x12\x16\n\x0e\x66irst_event_id\x18\x08 \x01(\x03\x12\x15\n\rlast_event_id\x18\t \x01(\x03\"\xc6\x01\n\x14\x43reateSessionRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12-\n\x07session\x18\x02 \x01(\x0b\x32\x14.personae.v1.SessionB\x06\xbaH\x03\xc8\x01\x01\x12\x42\n\nsession_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"-\n\x11GetSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\x83\x01\n\x13ListSessionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x16\n\x04user\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"W\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.personae.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x13\x43loseSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"h\n\x10ListTurnsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x11ListTurnsResponse\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.personae.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x0f\x43onverseRequest\x12\x1b\n\x07session\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x38\n\x07turn_id\x18\x02 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$\x12\x18\n\x04text\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\"\x8a\x01\n\rAttachRequest\x12\x1b\n\x07session\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1f\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12;\n\x07turn_id\x18\x03 \x01(\tB*\xbaH\'r%2#^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?$\"-\n\x11\x43\x61ncelTurnRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03*_\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_OPEN\x10\x01\x12\x18\n\x14SESSION_STATE_CLOSED\x10\x02*u\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATE_RUNNING\x10\x01\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x02\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x03\x32\xd2\x04\n\x0eSessionService\x12H\n\rCreateSession\x12!.personae.v1.CreateSessionRequest\x1a\x14.personae.v1.Session\x12\x42\n\nGetSession\x12\x1e.personae.v1.GetSessionRequest\x1a\x14.personae.v1.Session\x12S\n\x0cListSessions\x12 .personae.v1.ListSessionsRequest\x1a!.personae.v1.ListSessionsResponse\x12\x46\n\x0c\x43loseSession\x12 .personae.v1.CloseSessionRequest\x1a\x14.personae.v1.Session\x12J\n\tListTurns\x12\x1d.personae.v1.ListTurnsRequest\x1a\x1e.personae.v1.ListTurnsResponse\x12\x45\n\x08\x43onverse\x12\x1c.personae.v1.ConverseRequest\x1a\x19.personae.v1.SessionEvent0\x01\x12\x41\n\x06\x41ttach\x12\x1a.personae.v1.AttachRequest\x1a\x19.personae.v1.SessionEvent0\x01\x12?\n\nCancelTurn\x12\x1e.personae.v1.CancelTurnRequest\x1a\x11.personae.v1.Turnb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!personae/v1/session_service.proto\x12\x0bpersonae.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17personae/v1/event.proto\x1a personae/v1/policy_service.proto\x1a\x1cpersonae/v1/provenance.proto\"\x8b\x03\n\x07Session\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x04user\x18\x02 \x01(\tB\x0f\xe2\x41\x02\x02\x05\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x16\n\x08revision\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x19.personae.v1.SessionStateB\x04\xe2\x41\x01\x03\x12\x34\n\x08\x61ge_band\x18\x05 \x01(\x0e\x32\x14.personae.v1.AgeBandB\x0c\xe2\x41\x01\x05\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x0bregion_code\x18\x06 \x01(\tB\x18\xe2\x41\x01\x05\xbaH\x11r\x0f\x32\r^([A-Z]{2})?$\x12\x18\n\ndisclosure\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nclose_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x61\x63tive_turn\x18\n \x01(\tB\x04\xe2\x41\x01\x03\"\xd0\x02\n\x04Turn\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.personae.v1.TurnState\x12\x11\n\tuser_text\x18\x03 \x01(\t\x12\x12\n\nreply_text\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x19.personae.v1.FinishReason\x12\x16\n\x0e\x66irst_event_id\x18\x08 \x01(\x03\x12\x15\n\rlast_event_id\x18\t \x01(\x03\x12&\n\x08\x61i_label\x18\n \x01(\x0b\x32\x14.personae.v1.AiLabel\"\xc6\x01\n\x14\x43reateSessionRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12-\n\x07session\x18\x02 \x01(\x0b\x32\x14.personae.v1.SessionB\x06\xbaH\x03\xc8\x01\x01\x12\x42\n\nsession_id\x18\x03 \x01(\tB.\xbaH+r)2\'^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$\x12\x1f\n\nrequest_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"-\n\x11GetSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"\x83\x01\n\x13ListSessionsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12\x16\n\x04user\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x90\x03\"W\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.personae.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x13\x43loseSessionRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\"h\n\x10ListTurnsRequest\x12\x1a\n\x06parent\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1a\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"N\n\x11ListTurnsResponse\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.personae.v1.Turn\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x82\x01\n\x0f\x43onverseRequest\x12\x1b\n\x07session\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x38\n\x07turn_id\x18\x02 \x01(\tB\'\xbaH$r\"2 ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$\x12\x18\n\x04text\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc0>\"\x8a\x01\n\rAttachRequest\x12\x1b\n\x07session\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03\x12\x1f\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12;\n\x07turn_id\x18\x03 \x01(\tB*\xbaH\'r%2#^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?$\"-\n\x11\x43\x61ncelTurnRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x90\x03*_\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_OPEN\x10\x01\x12\x18\n\x14SESSION_STATE_CLOSED\x10\x02*u\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATE_RUNNING\x10\x01\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x02\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x03\x32\xd2\x04\n\x0eSessionService\x12H\n\rCreateSession\x12!.personae.v1.CreateSessionRequest\x1a\x14.personae.v1.Session\x12\x42\n\nGetSession\x12\x1e.personae.v1.GetSessionRequest\x1a\x14.personae.v1.Session\x12S\n\x0cListSessions\x12 .personae.v1.ListSessionsRequest\x1a!.personae.v1.ListSessionsResponse\x12\x46\n\x0c\x43loseSession\x12 .personae.v1.CloseSessionRequest\x1a\x14.personae.v1.Session\x12J\n\tListTurns\x12\x1d.personae.v1.ListTurnsRequest\x1a\x1e.personae.v1.ListTurnsResponse\x12\x45\n\x08\x43onverse\x12\x1c.personae.v1.ConverseRequest\x1a\x19.personae.v1.SessionEvent0\x01\x12\x41\n\x06\x41ttach\x12\x1a.personae.v1.AttachRequest\x1a\x19.personae.v1.SessionEvent0\x01\x12?\n\nCancelTurn\x12\x1e.personae.v1.CancelTurnRequest\x1a\x11.personae.v1.Turnb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -98,34 +99,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST'].fields_by_name['turn_id']._serialized_options = b'\272H\'r%2#^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?$'
   _globals['_CANCELTURNREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELTURNREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\220\003'
-  _globals['_SESSIONSTATE']._serialized_start=1928
-  _globals['_SESSIONSTATE']._serialized_end=2023
-  _globals['_TURNSTATE']._serialized_start=2025
-  _globals['_TURNSTATE']._serialized_end=2142
-  _globals['_SESSION']._serialized_start=205
-  _globals['_SESSION']._serialized_end=600
-  _globals['_TURN']._serialized_start=603
-  _globals['_TURN']._serialized_end=899
-  _globals['_CREATESESSIONREQUEST']._serialized_start=902
-  _globals['_CREATESESSIONREQUEST']._serialized_end=1100
-  _globals['_GETSESSIONREQUEST']._serialized_start=1102
-  _globals['_GETSESSIONREQUEST']._serialized_end=1147
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=1150
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=1281
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1283
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1370
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1372
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1419
-  _globals['_LISTTURNSREQUEST']._serialized_start=1421
-  _globals['_LISTTURNSREQUEST']._serialized_end=1525
-  _globals['_LISTTURNSRESPONSE']._serialized_start=1527
-  _globals['_LISTTURNSRESPONSE']._serialized_end=1605
-  _globals['_CONVERSEREQUEST']._serialized_start=1608
-  _globals['_CONVERSEREQUEST']._serialized_end=1738
-  _globals['_ATTACHREQUEST']._serialized_start=1741
-  _globals['_ATTACHREQUEST']._serialized_end=1879
-  _globals['_CANCELTURNREQUEST']._serialized_start=1881
-  _globals['_CANCELTURNREQUEST']._serialized_end=1926
-  _globals['_SESSIONSERVICE']._serialized_start=2145
-  _globals['_SESSIONSERVICE']._serialized_end=2739
+  _globals['_SESSIONSTATE']._serialized_start=1998
+  _globals['_SESSIONSTATE']._serialized_end=2093
+  _globals['_TURNSTATE']._serialized_start=2095
+  _globals['_TURNSTATE']._serialized_end=2212
+  _globals['_SESSION']._serialized_start=235
+  _globals['_SESSION']._serialized_end=630
+  _globals['_TURN']._serialized_start=633
+  _globals['_TURN']._serialized_end=969
+  _globals['_CREATESESSIONREQUEST']._serialized_start=972
+  _globals['_CREATESESSIONREQUEST']._serialized_end=1170
+  _globals['_GETSESSIONREQUEST']._serialized_start=1172
+  _globals['_GETSESSIONREQUEST']._serialized_end=1217
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=1220
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=1351
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=1353
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1440
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1442
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1489
+  _globals['_LISTTURNSREQUEST']._serialized_start=1491
+  _globals['_LISTTURNSREQUEST']._serialized_end=1595
+  _globals['_LISTTURNSRESPONSE']._serialized_start=1597
+  _globals['_LISTTURNSRESPONSE']._serialized_end=1675
+  _globals['_CONVERSEREQUEST']._serialized_start=1678
+  _globals['_CONVERSEREQUEST']._serialized_end=1808
+  _globals['_ATTACHREQUEST']._serialized_start=1811
+  _globals['_ATTACHREQUEST']._serialized_end=1949
+  _globals['_CANCELTURNREQUEST']._serialized_start=1951
+  _globals['_CANCELTURNREQUEST']._serialized_end=1996
+  _globals['_SESSIONSERVICE']._serialized_start=2215
+  _globals['_SESSIONSERVICE']._serialized_end=2809
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from personae.v1 import event_pb2 as _event_pb2
 from personae.v1 import policy_service_pb2 as _policy_service_pb2
+from personae.v1 import provenance_pb2 as _provenance_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -59,7 +60,7 @@ class Session(_message.Message):
     def __init__(self, name: _Optional[str] = ..., user: _Optional[str] = ..., revision: _Optional[str] = ..., state: _Optional[_Union[SessionState, str]] = ..., age_band: _Optional[_Union[_policy_service_pb2.AgeBand, str]] = ..., region_code: _Optional[str] = ..., disclosure: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., close_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., active_turn: _Optional[str] = ...) -> None: ...
 
 class Turn(_message.Message):
-    __slots__ = ("name", "state", "user_text", "reply_text", "create_time", "end_time", "finish_reason", "first_event_id", "last_event_id")
+    __slots__ = ("name", "state", "user_text", "reply_text", "create_time", "end_time", "finish_reason", "first_event_id", "last_event_id", "ai_label")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     USER_TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +70,7 @@ class Turn(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     FIRST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     LAST_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    AI_LABEL_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: TurnState
     user_text: str
@@ -78,7 +80,8 @@ class Turn(_message.Message):
     finish_reason: _event_pb2.FinishReason
     first_event_id: int
     last_event_id: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[TurnState, str]] = ..., user_text: _Optional[str] = ..., reply_text: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finish_reason: _Optional[_Union[_event_pb2.FinishReason, str]] = ..., first_event_id: _Optional[int] = ..., last_event_id: _Optional[int] = ...) -> None: ...
+    ai_label: _provenance_pb2.AiLabel
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[TurnState, str]] = ..., user_text: _Optional[str] = ..., reply_text: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finish_reason: _Optional[_Union[_event_pb2.FinishReason, str]] = ..., first_event_id: _Optional[int] = ..., last_event_id: _Optional[int] = ..., ai_label: _Optional[_Union[_provenance_pb2.AiLabel, _Mapping]] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("parent", "session", "session_id", "request_id")

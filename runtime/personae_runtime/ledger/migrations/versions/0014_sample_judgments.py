@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0014"
-down_revision = "0009"
+down_revision = "0013"
 
 _STATEMENTS = (
     # One judgment a decision, and nothing of its person: it stays as the decision does.
