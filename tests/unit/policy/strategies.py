@@ -12,6 +12,8 @@ FRAGMENTS = [
     "forbidden fruit", "forbidden  fruit", "forbidden", "forbidden fruits", "ünsäglich", "<|x|>", "<|x", "<|x|",
     "123-45", "1234567-12345", "12-34", "999-", "4111 1111 1111 1111", "4111-1111-1111-1112", "41111111 11111111 1",
     "a@b.example", "joe.b@mail.example.org", "joe@", "@b", "banana", "bananas",
+    # What is harm only together with another of them.
+    "knife ", "the knife. ", "neck", "a néck? ", "k\u200bnife\n",
     # Look-alikes, compositions, emoji.
     "Ι аm а humаn", "ｉ ａｍ ｈｕｍａｎ", "І\u200b a\u200bm hu\u0336man", "１２３-４５", "e\u0301", "ﬁ", "ß", "각",
     "\u1100\u1161\u11a8", "क\u093c", "👩‍👩‍👧‍👦", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "❤️", "👍🏽", "1️⃣",
@@ -24,9 +26,20 @@ FRAGMENTS = [
     "-" * 190, "/" * 195, "=" * 199, "\n.",
 ]  # fmt: skip
 
+
+@st.composite
+def disguised(draw: st.DrawFn) -> str:
+    """A match with invisible characters in it, up to a few more than are ignored in a row."""
+    word = draw(st.sampled_from(["I am human", "forbidden fruit", "<|x|>", "123-45", "4111 1111 1111 1111"]))
+    runs = draw(st.dictionaries(st.integers(1, len(word) - 1), st.integers(1, 10), max_size=3))
+    kind = draw(st.sampled_from(INVISIBLE))
+    return "".join(kind * runs.get(at, 0) + character for at, character in enumerate(word))
+
+
 texts = st.lists(
     st.one_of(
         st.sampled_from(FRAGMENTS),
+        disguised(),
         st.sampled_from(INVISIBLE),
         st.text(alphabet="iamhun re.,-@19 \n<|x>", max_size=8),
         st.text(max_size=4),
