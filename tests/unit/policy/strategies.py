@@ -12,8 +12,6 @@ FRAGMENTS = [
     "forbidden fruit", "forbidden  fruit", "forbidden", "forbidden fruits", "ünsäglich", "<|x|>", "<|x", "<|x|",
     "123-45", "1234567-12345", "12-34", "999-", "4111 1111 1111 1111", "4111-1111-1111-1112", "41111111 11111111 1",
     "a@b.example", "joe.b@mail.example.org", "joe@", "@b", "banana", "bananas",
-    # What is harm only together with another of them.
-    "knife ", "the knife. ", "neck", "a néck? ", "k\u200bnife\n",
     # Look-alikes, compositions, emoji.
     "Ι аm а humаn", "ｉ ａｍ ｈｕｍａｎ", "І\u200b a\u200bm hu\u0336man", "１２３-４５", "e\u0301", "ﬁ", "ß", "각",
     "\u1100\u1161\u11a8", "क\u093c", "👩‍👩‍👧‍👦", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "❤️", "👍🏽", "1️⃣",
@@ -25,6 +23,9 @@ FRAGMENTS = [
     "I am\nhuman", "forbidden\n fruit", "one two three four five six seven ", "one two three four five six ",
     "-" * 190, "/" * 195, "=" * 199, "\n.",
 ]  # fmt: skip
+
+# Harm only together with another of them.
+TOGETHER = ["knife ", "the knife. ", "neck", "a néck? ", "k\u200bnife\n", "999-1", "NECK, "]
 
 
 @st.composite
@@ -40,6 +41,7 @@ texts = st.lists(
     st.one_of(
         st.sampled_from(FRAGMENTS),
         disguised(),
+        st.sampled_from(TOGETHER),
         st.sampled_from(INVISIBLE),
         st.text(alphabet="iamhun re.,-@19 \n<|x>", max_size=8),
         st.text(max_size=4),
