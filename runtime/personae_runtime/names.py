@@ -23,6 +23,7 @@ _PATTERNS = {
     "document": re.compile(_PERSONA + r"/documents/(?P<document>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "operation": re.compile(_TENANT + r"/operations/(?P<operation>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "decision": re.compile(_TENANT + r"/decisions/(?P<decision>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
+    "kill_switch": re.compile(_TENANT + r"/killSwitches/(?P<kill_switch>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "appeal": re.compile(_TENANT + r"/appeals/(?P<appeal>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "review": re.compile(_TENANT + r"/reviews/(?P<review>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "profile": re.compile(_USER + r"/profile"),
@@ -38,6 +39,7 @@ _EXAMPLES = {
     "document": "tenants/acme/personas/nadia/documents/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "operation": "tenants/acme/operations/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "decision": "tenants/acme/decisions/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
+    "kill_switch": "tenants/acme/killSwitches/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "appeal": "tenants/acme/appeals/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "review": "tenants/acme/reviews/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "profile": "tenants/acme/personas/nadia/users/u-17/profile",
@@ -61,6 +63,7 @@ class Name:
     decision: str = ""
     appeal: str = ""
     review: str = ""
+    kill_switch: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -103,4 +106,5 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         decision=groups.get("decision") or "",
         appeal=groups.get("appeal") or "",
         review=groups.get("review") or "",
+        kill_switch=groups.get("kill_switch") or "",
     )

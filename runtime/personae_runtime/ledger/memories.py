@@ -466,7 +466,7 @@ class MemoryLedger(ChangeFeed):
 
     async def said_in_turns(self, changes: Sequence[MemoryChange]) -> list[Words]:
         rows = await self._database.fetch(
-            "SELECT m.memory_id, p.type, s.age_band, s.region_code FROM memories m"
+            "SELECT m.memory_id, p.type, s.age_band, s.region_code, s.tenant FROM memories m"
             " JOIN sessions s ON s.scope = m.scope AND m.thread = 'session/' || s.session"
             " JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
             " WHERE m.memory_id = ANY($1) AND m.source = 'turn' AND m.kind = 'episode' AND coalesce("
@@ -477,7 +477,7 @@ class MemoryLedger(ChangeFeed):
         )
         records = await self.read([row["memory_id"] for row in rows])
         return [
-            Words(record, PolicyContext(row["type"], AgeBand(row["age_band"]), row["region_code"]))
+            Words(record, PolicyContext(row["type"], AgeBand(row["age_band"]), row["region_code"], row["tenant"]))
             for row in rows
             if (record := records.get(row["memory_id"])) is not None
         ]

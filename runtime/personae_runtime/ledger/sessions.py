@@ -397,7 +397,7 @@ class SessionLedger:
             if facts is None or not passed or not standing(facts).may_remember:
                 return True
             text = cipher.open(row["user_text"], turn_place(session_pk, turn_no, "user")).decode()
-            context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"])
+            context = PolicyContext(facts["type"], AgeBand(row["age_band"]), row["region_code"], row["tenant"])
             if self._may_store(text, context):
                 memory = turn_memory(row["scope"], row["session"], turn_no, row["user_id"], text, row["created_at"])
                 await self._memories.insert(connection, memory, statements=self._draw(memory, context))
@@ -640,9 +640,16 @@ class SessionLedger:
             created_at=event.time,
         )
 
-    async def decide(self, session: SessionRow, turn_no: int, decision: Decision) -> UUID:
-        """Record a policy decision, without the text it judged, and its audit entry; durable on return."""
-        decision_id = uuid4()
+    async def decide(
+        self, session: SessionRow, turn_no: int, decision: Decision, decision_id: UUID | None = None
+    ) -> UUID:
+        """Record a policy decision, without the text it judged, and its audit entry; durable on return.
+
+        Args:
+            turn_no: 0 of a turn that was not taken.
+            decision_id: with which a repeat changes nothing; a new one unless given.
+        """
+        decision_id = decision_id or uuid4()
         await insert_decision(
             self._database,
             decision_id,

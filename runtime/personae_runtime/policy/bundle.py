@@ -34,6 +34,8 @@ DEFAULT_BUNDLE = "default_bundle.yaml"
 PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
 REQUIRED = frozenset({"self_harm", "identity"})
 """Categories whose protocol at input no operator and no owner can switch off."""
+PROTECTED = frozenset({*REQUIRED, "disclosure", "minors"})
+"""Categories whose rules no kill switch turns off, at any stage."""
 
 _VARIABLES = frozenset({"matches", "scores", "persona_type", "age_band", "region", "chars"})
 _RANK = {Action.ALLOW: 0, Action.TRANSFORM: 1, Action.BLOCK: 2, Action.ESCALATE: 3}
@@ -179,6 +181,17 @@ class Rule:
         """Whether it answers in the persona's place, whoever speaks to whichever persona."""
         spec = self.spec
         return Stage.INPUT in spec.stages and spec.action.stops and bool(spec.template) and spec.scope == ScopeSpec()
+
+    @property
+    def protected(self) -> bool:
+        """Whether no kill switch turns it off: protocols, what a law asks for, what shields minors or escalates."""
+        spec = self.spec
+        return (
+            spec.category in PROTECTED
+            or spec.action is Action.ESCALATE
+            or bool(spec.legal_basis)
+            or "teen" in spec.scope.age_bands
+        )
 
     def applies(self, stage: Stage, context: PolicyContext) -> bool:
         """Whether stage and scope fit; the age band must be resolved."""
@@ -387,6 +400,7 @@ class Bundle:
     Attributes:
         version: the file's version and the hash of its content, "2026.11.1+sha256:0123456789ab".
         templates: by key.
+        switchable: ids of the rules that a kill switch can turn off.
     """
 
     MAX_PLANS = 512
@@ -404,6 +418,7 @@ class Bundle:
             if key not in self.templates:
                 raise ConfigError(f"templates: {key!r} is missing")
         self.rules = tuple(self._compile(rule) for rule in spec.rules)
+        self.switchable = frozenset(rule.spec.id for rule in self.rules if not rule.protected)
 
     def _compile(self, spec: RuleSpec) -> Rule:
         where = f"rule {spec.id!r}"
@@ -449,14 +464,21 @@ class Bundle:
         spec = self._notices[code]
         return spec.regions.get(region, spec.default)
 
-    def plan(self, stage: Stage, context: PolicyContext) -> Plan:
-        """The rules that apply. Unknown age becomes teen here, before any rule sees it."""
+    def plan(self, stage: Stage, context: PolicyContext, off: frozenset[str] = frozenset()) -> Plan:
+        """The rules that apply. Unknown age becomes teen here, before any rule sees it.
+
+        Args:
+            off: ids of rules that are switched off; protected ones apply all the same.
+        """
         age = AgeBand.TEEN if context.age_band is AgeBand.UNKNOWN else context.age_band
-        key = (stage, context.persona_type, age, context.region_code)
+        off &= self.switchable
+        key = (stage, context.persona_type, age, context.region_code, off)
         plan = self._plans.get(key)
         if plan is None:
             resolved = PolicyContext(context.persona_type, age, context.region_code)
-            plan = Plan(self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved)])
+            plan = Plan(
+                self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved) and r.spec.id not in off]
+            )
             self._plans[key] = plan
             if len(self._plans) > self.MAX_PLANS:
                 self._plans.popitem(last=False)

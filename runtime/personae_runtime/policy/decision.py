@@ -17,6 +17,8 @@ class Stage(StrEnum):
     INPUT = "input"
     MEMORY = "memory"
     OUTPUT = "output"
+    SIGNAL = "signal"
+    """Who does how much, and what was switched off: about no text."""
 
 
 class Action(StrEnum):
@@ -49,11 +51,13 @@ class PolicyContext:
         persona_type: "assistant", "companion", "curator", "brand_advocate" or "clone".
         age_band: see AgeBand.
         region_code: CLDR code, such as "PT"; empty if unknown.
+        tenant: for whom rules may be switched off; empty if unknown, where none is.
     """
 
     persona_type: str = "assistant"
     age_band: AgeBand = AgeBand.UNKNOWN
     region_code: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from personae_runtime.memory.embedder import Embedder
@@ -19,12 +19,14 @@ class Policy:
         version: of the bundle, with the hash of its content.
         bundle: the rules.
         scorers: what runs before every released unit; may be empty in development.
+        rules_off: ids of the rules that are switched off for a tenant.
     """
 
     def __init__(self, bundle: Bundle, scorers: Sequence[Scorer]) -> None:
         self.bundle = bundle
         self.scorers = tuple(scorers)
         self.version = bundle.version
+        self.rules_off: Callable[[str], frozenset[str]] = lambda tenant: frozenset()
 
     @classmethod
     def load(
@@ -47,13 +49,16 @@ class Policy:
         tester = next((s for s in built if isinstance(s, NgramScorer)), None) or NgramScorer.load()
         return cls(load_bundle(bundle_path, tester), built)
 
+    def _plan(self, stage: Stage, context: PolicyContext) -> Plan:
+        return self.bundle.plan(stage, context, self.rules_off(context.tenant))
+
     async def decide(self, stage: Stage, text: str, context: PolicyContext) -> Decision:
         """Judges a whole text: matchers, scorers and rules.
 
         At OUTPUT it decides as the stream gate does, unit by unit, and returns
         the gravest decision. A scorer that fails or is late blocks.
         """
-        plan = self.bundle.plan(stage, context)
+        plan = self._plan(stage, context)
         if stage is Stage.OUTPUT:
             gate = StreamGate(plan, self.scorers)
             gate.feed(text)
@@ -76,11 +81,11 @@ class Policy:
             scored: the scores it got when it was written, if they are known;
                 absent ones count as 0. `decide(Stage.MEMORY, …)` gives them.
         """
-        return _judge(self.bundle.plan(Stage.MEMORY, context), text, scored or {})
+        return _judge(self._plan(Stage.MEMORY, context), text, scored or {})
 
     def open_stream(self, context: PolicyContext) -> StreamGate:
         """A gate for one reply."""
-        return StreamGate(self.bundle.plan(Stage.OUTPUT, context), self.scorers)
+        return StreamGate(self._plan(Stage.OUTPUT, context), self.scorers)
 
     def disclosure(self, context: PolicyContext, persona_name: str) -> str:
         """What tells the person that they talk to an AI: template `disclosure_<persona type>`, else `disclosure`."""

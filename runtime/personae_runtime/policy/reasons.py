@@ -24,6 +24,7 @@ _SPOKEN: Final = {
     Stage.INPUT: "a message to the persona",
     Stage.MEMORY: "a recalled memory",
     Stage.OUTPUT: "the persona's reply",
+    Stage.SIGNAL: "what was going on",
 }
 _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ALLOW): "None: the message went to the persona; the rules that matched were recorded.",
@@ -35,6 +36,7 @@ _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ESCALATE): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.MEMORY, Action.ESCALATE): "The memory was not used, and is not recalled any more.",
     (Stage.OUTPUT, Action.ESCALATE): "The rest of the reply was not delivered; a fixed text was said in its place.",
+    (Stage.SIGNAL, Action.BLOCK): "The turn was not taken, or was ended where it stood; what was delivered stays.",
     (Stage.OUTPUT, Action.TRANSFORM): "A part of the reply was replaced by a placeholder; the rest was delivered.",
 }
 
@@ -90,6 +92,8 @@ def statement(record: DecisionRecord) -> StatementOfReasons:
     region = record.context.region_code
     where = f"In the region {region}" if region else "Wherever the service is used"
     lasts = f"{where}, for this text only and for good; the conversation itself is not restricted."
+    if decision.stage is Stage.SIGNAL:
+        lasts = f"{where}, and for a time: new turns are taken again when the cause is gone."
     what = _RESTRICTIONS[decision.stage, decision.action]
     return StatementOfReasons(
         reason=_reason(decision),

@@ -18,6 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
+from uuid import UUID, uuid4
 
 import structlog
 from opentelemetry import context as otel_context
@@ -56,6 +57,7 @@ from personae_runtime.personas.types import persona_type
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.reasons import SCORER_FAILED
+from personae_runtime.policy.signals import killed_by
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -302,11 +304,11 @@ class TurnRunner:
                 session.revision,
                 session.user,
                 admission.standing,
-                on_withdrawn=lambda: turn.stop("WITHDRAWN"),
+                on_withdrawn=lambda: turn.stop("KILLED" if turn.watch.standing.killed else "WITHDRAWN"),
             ),
             context=context,
             history_from=admission.history_from,
-            policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code),
+            policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code, session.tenant),
         )
         turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
         turn.recorder = Recorder(
@@ -536,7 +538,7 @@ class TurnRunner:
     def _stops_everywhere(self, text: str, context: PolicyContext) -> bool:
         """Whether it is stopped for an adult in no region in particular, too: what is stopped only for whom this
         session takes its person to be is left out of this turn, and is still theirs."""
-        anybody = PolicyContext(context.persona_type, AgeBand.ADULT)
+        anybody = PolicyContext(context.persona_type, AgeBand.ADULT, tenant=context.tenant)
         return self._policy.check_memory(text, anybody).action.stops
 
     async def _card_for(self, turn: LiveTurn) -> str:
@@ -716,6 +718,10 @@ class TurnRunner:
             self._remember_interrupted(turn)
         now = datetime.now(UTC)
         tail: list[Body] = []
+        killed: tuple[UUID, Decision] | None = None
+        if turn.stop_reason == "KILLED":
+            killed = uuid4(), killed_by(turn.watch.standing.reason, self._policy.version)
+            tail.append(_told(*killed))
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
         tail += [self._latency(turn), outcome]
@@ -737,6 +743,10 @@ class TurnRunner:
                             )
                             error = Unavailable("the turn ended unseen; attach again", retry_after_s=0.1)
                             break
+                        if killed is not None:
+                            await self._sessions.decide(
+                                turn.session, turn.admission.turn_no, killed[1], decision_id=killed[0]
+                            )
                         await self._sessions.finish(
                             turn.session,
                             turn.admission.turn_no,
@@ -808,15 +818,7 @@ class TurnRunner:
             span.set_attribute(names.ATTR_POLICY_ACTION, decision.action.value)
             span.set_attribute(names.ATTR_POLICY_REASON_CODE, decision.reason_code)
         if decision.action is not Action.ALLOW:
-            turn.recorder.emit(
-                PolicyEvent(
-                    action=decision.action.value,
-                    category=decision.category,
-                    reason_code=decision.reason_code,
-                    stage=decision.stage.value,
-                    decision=str(decision_id),
-                )
-            )
+            turn.recorder.emit(_told(decision_id, decision))
         if decision.notice_text:
             turn.recorder.emit(Notice(decision.notice_code, decision.notice_text))
 
@@ -1079,6 +1081,16 @@ class TurnRunner:
 
 def _history_key(turn: LiveTurn) -> tuple[str, int]:
     return turn.session.scope, turn.session.session_pk
+
+
+def _told(decision_id: UUID, decision: Decision) -> PolicyEvent:
+    return PolicyEvent(
+        action=decision.action.value,
+        category=decision.category,
+        reason_code=decision.reason_code,
+        stage=decision.stage.value,
+        decision=str(decision_id),
+    )
 
 
 def _go_away(time_left_s: float) -> Event:

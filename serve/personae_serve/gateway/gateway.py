@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
+from personae_runtime.ledger.switches import SwitchLedger
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.extraction import Extractor
 from personae_runtime.memory.facts import drawing
@@ -36,6 +37,7 @@ from personae_runtime.memory.recall import Recalls
 from personae_runtime.policy.policy import Policy
 from personae_runtime.sessions.service import SessionService
 from personae_runtime.sessions.turn import TurnRunner
+from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import LoopLagMonitor, Telemetry
 from personae_serve import proofs
 from personae_serve.gateway import operations
@@ -172,6 +174,12 @@ class Gateway:
         writer.start()
         stack.push_async_callback(writer.close)
         control = ControlWatcher(stores.database)
+
+        def tell_switches(counts: Mapping[str, int]) -> None:
+            for kind, count in counts.items():
+                telemetry.kill_switches.set(count, {names.ATTR_SWITCH_KIND: kind})
+
+        control.on_switches = tell_switches
         await through_outage(control.start)
         stack.push_async_callback(control.close)
         memory = self._memory
@@ -202,6 +210,7 @@ class Gateway:
             runner.let_go(scopes)
 
         control.on_scopes = let_go
+        policy.rules_off = control.rules_off
         control.on_epoch = sessions.acknowledge
         erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
         log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
@@ -260,7 +269,12 @@ class Gateway:
                 stores.vault,
             ),
             policy=PolicyServicer(
-                policy, DecisionLedger(stores.database), reviews, stores.vault, settings.policy.redress
+                policy,
+                DecisionLedger(stores.database),
+                reviews,
+                SwitchLedger(stores.database, stores.vault),
+                stores.vault,
+                settings.policy.redress,
             ),
             consents=ConsentServicer(consents, stores.vault),
             reviews=ReviewServicer(reviews, stores.vault),

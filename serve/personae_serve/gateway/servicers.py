@@ -39,6 +39,7 @@ from personae_runtime.errors import (
     FailedPrecondition,
     GatewayOverloaded,
     InvalidArgument,
+    NotFound,
     OwnedElsewhere,
     PermissionDenied,
     ResourceExhausted,
@@ -53,6 +54,7 @@ from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
+from personae_runtime.ledger.switches import SwitchKind, SwitchLedger
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
 from personae_runtime.memory.facts import Draw, Statement, is_persons
 from personae_runtime.memory.index import PointKind
@@ -302,7 +304,8 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         persona = await self._personas.get(parent)
         age_band = convert.age_band_to_text(request.session.age_band)
         disclosure = self._policy.disclosure(
-            PolicyContext(persona.type, AgeBand(age_band), request.session.region_code), persona.display_name
+            PolicyContext(persona.type, AgeBand(age_band), request.session.region_code, parent.tenant),
+            persona.display_name,
         )
         row = await self._sessions.create(
             parent,
@@ -659,7 +662,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             dense_deadline_s=_SEARCH_DEADLINE_S,
             fact_limit=_SEARCH_FACTS,
         )
-        rules = PolicyContext(persona.type)
+        rules = PolicyContext(persona.type, tenant=persona.tenant)
         candidates, rank = [], 0
         for item in (*result.facts, *result.items):
             # As a turn's gate would.
@@ -719,8 +722,8 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
                 violations=((parent.user_name(), "consent to be remembered was withdrawn"),),
             )
         source = request.memory
-        context_of_persona = PolicyContext(persona.type)
-        await self._require_memorable(source.text, persona.type)
+        context_of_persona = PolicyContext(persona.type, tenant=persona.tenant)
+        await self._require_memorable(source.text, context_of_persona)
         now = datetime.now(UTC)
         expires_at = _expiry(source)
         record = MemoryRecord(
@@ -744,12 +747,12 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         self._indexer.notify()
         return convert.memory(parent, stored)
 
-    async def _require_memorable(self, text: str, persona_type: str) -> None:
+    async def _require_memorable(self, text: str, rules: PolicyContext) -> None:
         """Raise unless words may be kept."""
         if not text:
             raise InvalidArgument("memory.text is required", violations=(("memory.text", "1 to 8000 characters"),))
         # With scores: at recall there is time for matchers only.
-        decision = await self._policy.decide(Stage.MEMORY, text, PolicyContext(persona_type))
+        decision = await self._policy.decide(Stage.MEMORY, text, rules)
         if decision.action.stops:
             raise FailedPrecondition(
                 f"policy does not let this be remembered: {decision.reason_code}",
@@ -770,9 +773,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         name = _own("memory", source.name, "memory.name")
         changes = _changes(source, list(request.update_mask.paths))
         persona = await self._personas.get(Name(name.tenant, name.persona))
+        context_of_persona = PolicyContext(persona.type, tenant=persona.tenant)
         if "text" in changes:
-            await self._require_memorable(source.text, persona.type)
-        context_of_persona = PolicyContext(persona.type)
+            await self._require_memorable(source.text, context_of_persona)
         may_remember = await self._consents.may_remember(name)
 
         def states(record: MemoryRecord) -> Sequence[Statement]:
@@ -881,7 +884,9 @@ class CorpusServicer(corpus_service_pb2_grpc.CorpusServiceServicer):
         # Long texts take their time, and the library lets other threads run.
         pieces = await asyncio.to_thread(split, source.text)
         for piece in pieces:
-            decision = await self._policy.decide(Stage.MEMORY, piece.text, PolicyContext(persona.type))
+            decision = await self._policy.decide(
+                Stage.MEMORY, piece.text, PolicyContext(persona.type, tenant=persona.tenant)
+            )
             if decision.action.stops:
                 place = f"characters {piece.begin} to {piece.end}"
                 raise FailedPrecondition(
@@ -971,13 +976,21 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     """`personae.v1.PolicyService`.
 
     Args:
+        switches: kill switches.
         redress: what statements of reasons say a person can do about a decision.
     """
 
     def __init__(
-        self, policy: Policy, decisions: DecisionLedger, reviews: ReviewLedger, vault: Vault, redress: str
+        self,
+        policy: Policy,
+        decisions: DecisionLedger,
+        reviews: ReviewLedger,
+        switches: SwitchLedger,
+        vault: Vault,
+        redress: str,
     ) -> None:
         self._policy = policy
+        self._switches = switches
         self._decisions = decisions
         self._reviews = reviews
         self._redress = redress
@@ -986,12 +999,13 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     async def Classify(
         self, request: policy_service_pb2.ClassifyRequest, context: Context
     ) -> policy_service_pb2.ClassifyResponse:
-        _own("tenant", request.parent, "parent")
+        tenant = _own("tenant", request.parent, "parent").tenant
         stage = Stage(event_pb2.PolicyStage.Name(request.stage).removeprefix("POLICY_STAGE_").lower())
         rules = PolicyContext(
             convert.persona_type_to_text(request.persona_type) or "assistant",
             AgeBand(convert.age_band_to_text(request.age_band)),
             request.region_code,
+            tenant,
         )
         return convert.classification(await self._policy.decide(stage, request.text, rules))
 
@@ -1029,6 +1043,82 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         )
         return policy_service_pb2.ListDecisionsResponse(
             decisions=[convert.decision(row) for row in rows], next_page_token=token
+        )
+
+    async def CreateKillSwitch(
+        self, request: policy_service_pb2.CreateKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        given = request.kill_switch
+        kind, target = SwitchKind.TENANT, ""
+        if given.HasField("persona"):
+            persona = _own("persona", given.persona, "kill_switch.persona")
+            kind, target = SwitchKind.PERSONA, persona.persona
+        elif given.HasField("rule_id"):
+            kind, target = SwitchKind.RULE, given.rule_id
+            self._require_switchable(target)
+        return convert.kill_switch(
+            await self._switches.throw(
+                tenant,
+                kind,
+                target,
+                reason=given.reason,
+                by=CALLER.get().key_id,
+                mutation=self._api.mutation("CreateKillSwitch", request),
+            )
+        )
+
+    def _require_switchable(self, rule_id: str) -> None:
+        bundle = self._policy.bundle
+        if rule_id in bundle.switchable:
+            return
+        if rule_id not in {rule.spec.id for rule in bundle.rules}:
+            raise NotFound(f"bundle {bundle.version} has no rule {rule_id!r}")
+        raise FailedPrecondition(
+            f"rule {rule_id!r} is part of a protocol, rests on a law, shields minors or escalates, and can't be"
+            " switched off",
+            reason="RULE_PROTECTED",
+            violations=(("kill_switch.rule_id", "a rule that is not protected"),),
+        )
+
+    async def GetKillSwitch(
+        self, request: policy_service_pb2.GetKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        name = _own("kill_switch", request.name)
+        return convert.kill_switch(await self._switches.get(name.tenant, UUID(name.kill_switch)))
+
+    async def ListKillSwitches(
+        self, request: policy_service_pb2.ListKillSwitchesRequest, context: Context
+    ) -> policy_service_pb2.ListKillSwitchesResponse:
+        parent = _own("tenant", request.parent, "parent")
+        size = _page_size(request.page_size)
+        bound = f"{request.parent}?lifted={request.show_lifted}"
+        place = self._api.page_place(request.page_token, "ListKillSwitches", bound)
+        rows = await self._switches.list_switches(
+            parent.tenant,
+            lifted=request.show_lifted,
+            before=(datetime.fromisoformat(place[0]), UUID(place[1])) if place else None,
+            limit=size + 1,
+        )
+        rows, token = self._api.page(
+            rows, size, "ListKillSwitches", bound, lambda row: [row.created_at.isoformat(), str(row.switch_id)]
+        )
+        return policy_service_pb2.ListKillSwitchesResponse(
+            kill_switches=[convert.kill_switch(row) for row in rows], next_page_token=token
+        )
+
+    async def LiftKillSwitch(
+        self, request: policy_service_pb2.LiftKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        name = _own("kill_switch", request.name)
+        return convert.kill_switch(
+            await self._switches.lift(
+                name.tenant,
+                UUID(name.kill_switch),
+                reason=request.reason,
+                by=CALLER.get().key_id,
+                mutation=self._api.mutation("LiftKillSwitch", request),
+            )
         )
 
 

@@ -24,6 +24,7 @@ class PolicyStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POLICY_STAGE_INPUT: _ClassVar[PolicyStage]
     POLICY_STAGE_MEMORY: _ClassVar[PolicyStage]
     POLICY_STAGE_OUTPUT: _ClassVar[PolicyStage]
+    POLICY_STAGE_SIGNAL: _ClassVar[PolicyStage]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +41,7 @@ POLICY_STAGE_UNSPECIFIED: PolicyStage
 POLICY_STAGE_INPUT: PolicyStage
 POLICY_STAGE_MEMORY: PolicyStage
 POLICY_STAGE_OUTPUT: PolicyStage
+POLICY_STAGE_SIGNAL: PolicyStage
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -193,6 +195,7 @@ class TurnInterrupted(_message.Message):
         REASON_WITHDRAWN: _ClassVar[TurnInterrupted.Reason]
         REASON_LEDGER_UNAVAILABLE: _ClassVar[TurnInterrupted.Reason]
         REASON_TIMED_OUT: _ClassVar[TurnInterrupted.Reason]
+        REASON_KILLED: _ClassVar[TurnInterrupted.Reason]
     REASON_UNSPECIFIED: TurnInterrupted.Reason
     REASON_OWNER_LOST: TurnInterrupted.Reason
     REASON_CANCELLED: TurnInterrupted.Reason
@@ -201,6 +204,7 @@ class TurnInterrupted(_message.Message):
     REASON_WITHDRAWN: TurnInterrupted.Reason
     REASON_LEDGER_UNAVAILABLE: TurnInterrupted.Reason
     REASON_TIMED_OUT: TurnInterrupted.Reason
+    REASON_KILLED: TurnInterrupted.Reason
     DELIVERED_CHARS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     delivered_chars: int
