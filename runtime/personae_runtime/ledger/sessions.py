@@ -32,7 +32,7 @@ from personae_runtime.policy.decision import AgeBand, Decision, PolicyContext
 from personae_runtime.sessions.events import Body, Event, TextDelta, TurnInterrupted, decode, encode
 
 _SESSIONS = (
-    "SELECT s.*, p.type AS persona_type, p.display_name"
+    "SELECT s.*, p.type AS persona_type, p.display_name, p.owner"
     " FROM sessions s JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
 )
 
@@ -51,7 +51,8 @@ owner's late ids can't collide. More events than a turn can have."""
 class SessionRow:
     """A session, and what its persona is called now; times are aware UTC.
 
-    `next_event_id` is one above the last recorded event unless a turn runs.
+    `next_event_id` is one above the last recorded event unless a turn runs,
+    `owner` the keyed hash of whose persona it is, empty if nobody was named.
     """
 
     session_pk: int
@@ -72,6 +73,7 @@ class SessionRow:
     display_name: str
     created_at: datetime
     closed_at: datetime | None
+    owner: str = ""
 
     @property
     def name(self) -> Name:
@@ -916,4 +918,5 @@ def _session(row: asyncpg.Record) -> SessionRow:
         display_name=row["display_name"],
         created_at=row["created_at"],
         closed_at=row["closed_at"],
+        owner=row["owner"],
     )

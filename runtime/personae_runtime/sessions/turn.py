@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from personae_runtime.abuse.guard import AbuseGuard, Attempt, Origin, Ticket
 from personae_runtime.config import Settings
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
 from personae_runtime.engines.registry import Engines
@@ -44,6 +45,7 @@ from personae_runtime.ledger.control import ControlWatcher, Watch, require_speec
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger, place
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
+from personae_runtime.ledger.usage import UsageExchange
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.facts import Draw, Statement
@@ -154,6 +156,7 @@ class LiveTurn:
     stoppable: bool = False
     history_from: int = 0
     policy: PolicyContext = field(default_factory=PolicyContext)
+    ticket: Ticket | None = None
 
     @property
     def request_id(self) -> str:
@@ -175,6 +178,7 @@ class TurnRunner:
     Everything it is given is started; it owns only the turns.
 
     Args:
+        guard: asked before each turn; `usage` tells it of other processes.
         draw: the facts that the person's words state; none unless given.
         profiles: None puts no card before the model.
     """
@@ -194,6 +198,8 @@ class TurnRunner:
         writer: EventWriter,
         control: ControlWatcher,
         telemetry: Telemetry,
+        guard: AbuseGuard,
+        usage: UsageExchange,
         draw: Draw = lambda record, context: (),
         profiles: ProfileLedger | None = None,
     ) -> None:
@@ -211,9 +217,10 @@ class TurnRunner:
         self._writer = writer
         self._control = control
         self._telemetry = telemetry
+        self._guard = guard
+        self._usage = usage
         self._compiled: OrderedDict[tuple[str, str, int, str, str], CompiledPersona] = OrderedDict()
         self._histories: OrderedDict[tuple[str, int], list[PastTurn]] = OrderedDict()
-        self._recent: OrderedDict[str, deque[float]] = OrderedDict()
         self._admitting = 0
         self._running = 0
         self._admissions: set[asyncio.Future[LiveTurn | None]] = set()
@@ -225,7 +232,13 @@ class TurnRunner:
     # -- admit ---------------------------------------------------------------
 
     async def admit(
-        self, session: SessionRow, turn_id: str, text: str, *, received: float | None = None
+        self,
+        session: SessionRow,
+        turn_id: str,
+        text: str,
+        *,
+        received: float | None = None,
+        origin: Origin = Origin(),  # noqa: B008 - immutable
     ) -> LiveTurn | None:
         """Admit and start a turn, or join it if it runs here already; None if it has ended.
 
@@ -234,19 +247,23 @@ class TurnRunner:
 
         Raises:
             AlreadyExists, Aborted, FailedPrecondition: see `SessionLedger.admit`.
-            ResourceExhausted: too many turns, here or by this user.
+            ResourceExhausted: too many turns, here or by this user, or see `AbuseGuard`.
             InvalidArgument: the text alone does not fit the model's context.
             OwnedElsewhere: another process runs this turn.
             Draining: no more turns are admitted here.
         """
         # A client that leaves must not cut an admission in two: what is recorded must also run.
-        admitting = asyncio.ensure_future(self._admit_once(session, turn_id, text, received or time.monotonic()))
+        admitting = asyncio.ensure_future(
+            self._admit_once(session, turn_id, text, received or time.monotonic(), origin)
+        )
         self._admissions.add(admitting)
         admitting.add_done_callback(self._admissions.discard)
         admitting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(admitting)
 
-    async def _admit_once(self, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
+    async def _admit_once(
+        self, session: SessionRow, turn_id: str, text: str, received: float, origin: Origin
+    ) -> LiveTurn | None:
         async with self.hubs.locked(session.session_pk) as hub:
             hub.scope = session.scope
             if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
@@ -261,22 +278,35 @@ class TurnRunner:
                 await self._raise_unless_known(session, turn_id, running)
             self._admitting += 1
             try:
-                return await self._admit(hub, session, turn_id, text, received)
+                return await self._admit(hub, session, turn_id, text, received, origin)
             finally:
                 self._admitting -= 1
 
-    async def _admit(self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
+    async def _admit(
+        self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float, origin: Origin
+    ) -> LiveTurn | None:
         context = otel_context.get_current()
         with self._telemetry.stage(names.SPAN_ADMIT, context):
             persona = await self._persona(session)
             self._check_length(persona, text)
             cipher = await self._vault.cipher(Scope(session.tenant, session.persona, session.user))
-            full = self._refusal(session, persona.engine)
+            full = self._refusal(persona.engine)
             if full is not None:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
+            ticket = None if full is not None else await self._leave_for(session, turn_id, text, origin)
             started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
-            admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+            try:
+                admission = await self._sessions.admit(session, cipher, turn_id, text, started)
+            except BaseException:
+                if ticket is not None:
+                    self._guard.dropped(ticket)
+                raise
+        if ticket is not None:
+            if admission.new:
+                self._guard.begun(ticket)
+            else:
+                self._guard.dropped(ticket)
         if not admission.new:
             if not admission.running:
                 return None
@@ -288,7 +318,6 @@ class TurnRunner:
             # Ours, yet nothing runs it: its admission's acknowledgement was lost.
             await self._close_orphan(session.session_pk, admission.turn_no)
             return None
-        self._count_turn(session)
         turn = LiveTurn(
             session=session,
             cipher=cipher,
@@ -308,6 +337,7 @@ class TurnRunner:
             ),
             context=context,
             history_from=admission.history_from,
+            ticket=ticket,
             policy=PolicyContext(persona.type, AgeBand(session.age_band), session.region_code, session.tenant),
         )
         turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started))
@@ -334,7 +364,7 @@ class TurnRunner:
         turn.task = asyncio.create_task(self._run(turn), name=f"turn {turn.request_id}")
         return turn
 
-    def _refusal(self, session: SessionRow, engine: Engine) -> PersonaeError | None:
+    def _refusal(self, engine: Engine) -> PersonaeError | None:
         limits = self._settings.sessions
         if self._draining:
             return Draining()
@@ -344,17 +374,34 @@ class TurnRunner:
         capacity = engine.capacity()
         if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
             return EngineOverloaded("the engine's queue is full", retry_after_s=1.0)
-        recent = self._recent.get(session.scope)
-        if recent is not None:
-            while recent and recent[0] < time.monotonic() - 60:
-                recent.popleft()
-            if len(recent) >= limits.turns_per_minute:
-                return ResourceExhausted(
-                    f"more than {limits.turns_per_minute} turns in a minute for one user",
-                    reason="QUOTA_EXCEEDED",
-                    retry_after_s=max(0.1, recent[0] + 60 - time.monotonic()),
-                    violations=((session.name.user_name(), f"{limits.turns_per_minute} turns per minute"),),
-                )
+        return None
+
+    async def _leave_for(self, session: SessionRow, turn_id: str, text: str, origin: Origin) -> Ticket | None:
+        """Leave to begin a turn by what its people and places do; None for a turn that is known."""
+        asked = self._guard.ask(
+            Attempt(
+                tenant=session.tenant,
+                persona=session.persona,
+                owner=session.owner,
+                person=session.scope,
+                user_name=session.name.user_name(),
+                origin=origin,
+                text=text,
+            )
+        )
+        if isinstance(asked, Ticket):
+            return asked
+        try:
+            await self._raise_unless_known(session, turn_id, asked.error)
+        except ResourceExhausted:
+            self._telemetry.abuse_refusals.add(1, {names.ATTR_REASON: asked.error.reason})
+            if asked.decision is not None:
+                try:
+                    await self._sessions.decide(session, 0, asked.decision)
+                except PersonaeError as error:
+                    # Refused all the same.
+                    _log.warning("refusal_not_recorded", reason=error.reason)
+            raise
         return None
 
     async def _raise_unless_known(self, session: SessionRow, turn_id: str, refusal: PersonaeError) -> None:
@@ -362,13 +409,6 @@ class TurnRunner:
             await self._sessions.turn(session, turn_id)
         except PersonaeError:
             raise refusal from None
-
-    def _count_turn(self, session: SessionRow) -> None:
-        recent = self._recent.setdefault(session.scope, deque())
-        self._recent.move_to_end(session.scope)
-        recent.append(time.monotonic())
-        if len(self._recent) > _CACHED_HISTORIES:
-            self._recent.popitem(last=False)
 
     def _check_length(self, persona: CompiledPersona, text: str) -> None:
         room = self._prompt_room(persona) - persona.prefix_tokens
@@ -771,6 +811,8 @@ class TurnRunner:
         if turn.hub.turn is turn:
             turn.hub.turn = None
             self._running -= 1
+        if turn.ticket is not None:
+            self._guard.ended(turn.ticket)
         if error is None:
             cached = self._histories.get(_history_key(turn))
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
@@ -811,6 +853,8 @@ class TurnRunner:
         )
         if decision.reason_code == SCORER_FAILED:
             self._telemetry.gate_failures.add(1, {names.ATTR_POLICY_STAGE: decision.stage.value})
+        if turn.ticket is not None:
+            self._guard.decided(turn.ticket, decision)
         if not decision.rules and decision.action is Action.ALLOW:
             return
         decision_id = await self._sessions.decide(turn.session, turn.admission.turn_no, decision)
@@ -906,6 +950,7 @@ class TurnRunner:
         while not stop.is_set():
             now = time.monotonic()
             self._cancel_abandoned(now)
+            self._telemetry.abuse_breakers.set(self._guard.not_closed())
             self._telemetry.queue_depth.set(sum(engine.capacity().waiting for engine in self._engines))
             if now - renewed >= renew_every:
                 renewed = now
@@ -936,7 +981,11 @@ class TurnRunner:
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                if not self._sessions.alone:
+                if self._sessions.alone:
+                    # Nobody is there to be told.
+                    self._guard.report()
+                else:
+                    await self._usage.exchange()
                     await self.look_elsewhere()
             except PersonaeError as error:
                 _log.warning("look_elsewhere_failed", reason=error.reason)
@@ -1016,7 +1065,7 @@ class TurnRunner:
             if hub.scope in scopes and hub.turn is None:
                 hub.end(_changed_elsewhere())
         for scope in scopes:
-            self._recent.pop(scope, None)
+            self._guard.forget(scope)
 
     # -- drain ---------------------------------------------------------------
 

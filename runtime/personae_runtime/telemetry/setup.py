@@ -67,6 +67,8 @@ class Telemetry:
         gate_actions: counter by stage, action and category.
         gate_failures: counter of scorers that failed or timed out, each of which blocked.
         kill_switches: gauge of those in force, by kind, as this process knows them.
+        abuse_refusals: counter of turns refused by a limit or a breaker, by reason.
+        abuse_breakers: gauge of circuit breakers that are not closed.
         reviews_open, reviews_overdue: gauges of the ledger's, the same from every gateway.
         recall_duration: histogram.
         recall_fallbacks: counter of recalls that went on without the dense arm.
@@ -111,6 +113,8 @@ class Telemetry:
         self.gate_actions = meter.create_counter(names.METRIC_GATE_ACTIONS, "{decision}", "Policy decisions.")
         self.gate_failures = meter.create_counter(names.METRIC_GATE_FAILURES, "{failure}", "Scorers that failed.")
         self.kill_switches = meter.create_gauge(names.METRIC_KILL_SWITCHES, "{switch}", "Kill switches in force.")
+        self.abuse_refusals = meter.create_counter(names.METRIC_ABUSE_REFUSALS, "{turn}", "Turns refused by limits.")
+        self.abuse_breakers = meter.create_gauge(names.METRIC_ABUSE_BREAKERS, "{breaker}", "Breakers not closed.")
         self.reviews_open = meter.create_gauge(names.METRIC_REVIEWS_OPEN, "{review}", "Reviews that wait.")
         self.reviews_overdue = meter.create_gauge(names.METRIC_REVIEWS_OVERDUE, "{review}", "Reviews past their time.")
         self.recall_duration = seconds(names.METRIC_RECALL_DURATION, "Duration of a recall.")

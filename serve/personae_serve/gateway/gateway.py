@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from personae_runtime.abuse.guard import AbuseGuard
 from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
@@ -28,6 +29,7 @@ from personae_runtime.ledger.profiles import ProfileLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
 from personae_runtime.ledger.switches import SwitchLedger
+from personae_runtime.ledger.usage import UsageExchange
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.extraction import Extractor
 from personae_runtime.memory.facts import drawing
@@ -185,6 +187,12 @@ class Gateway:
         memory = self._memory
         corpus = None if memory is None else Corpus(memory.passages, stores.documents)
         profiles = ProfileLedger(stores.database, stores.vault, stores.memories.facts)
+        guard = AbuseGuard(
+            settings.abuse,
+            settings.sessions.turns_per_minute,
+            bytes.fromhex(stores.vault.pseudonym("near-duplicates")),
+            lambda: policy.version,
+        )
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
@@ -198,6 +206,10 @@ class Gateway:
             writer=writer,
             control=control,
             telemetry=telemetry,
+            guard=guard,
+            usage=UsageExchange(
+                stores.database, guard, gateway=self._host_id, keep_s=settings.abuse.duplicate_window_s
+            ),
             draw=draw,
             profiles=profiles if settings.memory.enabled else None,
         )
@@ -241,7 +253,7 @@ class Gateway:
         self.server = GatewayServer(
             settings.gateway,
             GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
-            personas=PersonaServicer(personas, self._engines, stores.vault),
+            personas=PersonaServicer(personas, self._engines, stores.vault, settings.abuse.personas_per_day_by_owner),
             sessions=SessionServicer(
                 service, sessions, personas, policy, stores.vault, telemetry, self.load, self.peers
             ),

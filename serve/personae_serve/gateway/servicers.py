@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,6 +35,7 @@ from personae.v1 import (
     session_service_pb2_grpc,
 )
 from personae_runtime import names
+from personae_runtime.abuse.guard import Origin
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import (
     FailedPrecondition,
@@ -98,6 +100,24 @@ def _page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE, MAX_PAGE)
 
 
+def _hashed(vault: Vault, kind: str, tenant: str, value: str) -> str:
+    """What stands for somebody's owner, device or network within a tenant; empty for nothing."""
+    return vault.pseudonym(kind, tenant, value) if value else ""
+
+
+def _network(value: str) -> str:
+    """An address as what its holder can't change at will: of IPv6 the /64 (RFC 6177 gives a site at least one)."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return value
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.IPv6Network((address.packed, 64), strict=False))
+    return str(address)
+
+
 class _Api:
     """What the servicers share: mutations and pages."""
 
@@ -148,10 +168,16 @@ class _Api:
 
 
 class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
-    """`personae.v1.PersonaService`."""
+    """`personae.v1.PersonaService`.
 
-    def __init__(self, personas: PersonaLedger, engines: Engines, vault: Vault) -> None:
+    Args:
+        most_a_day: personas that one owner may create; 0 is any number.
+    """
+
+    def __init__(self, personas: PersonaLedger, engines: Engines, vault: Vault, most_a_day: int) -> None:
         self._personas = personas
+        self._vault = vault
+        self._most_a_day = most_a_day
         self._engines = engines
         self._api = _Api(vault)
 
@@ -169,6 +195,8 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
             request.persona.display_name,
             kind,
             self._api.mutation("CreatePersona", request),
+            owner=_hashed(self._vault, "owner", tenant, request.persona.owner),
+            most_a_day=self._most_a_day,
         )
         return convert.persona(row)
 
@@ -283,6 +311,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self._sessions = sessions
         self._personas = personas
         self._policy = policy
+        self._vault = vault
         self._api = _Api(vault)
 
     async def _session(self, name: Name) -> SessionRow:
@@ -380,6 +409,10 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             request.turn_id,
             request.text,
             received=begun,
+            origin=Origin(
+                device=_hashed(self._vault, "device", name.tenant, request.client.device),
+                network=_hashed(self._vault, "network", name.tenant, _network(request.client.network)),
+            ),
             expiry=CALLER.get().expiry(),
             forwarded=is_forwarded(context),
         )
