@@ -1,8 +1,9 @@
-"""Kill switches and limits, through the API of a real host."""
+"""Kill switches, limits and the circuit breaker, through the API of a real host."""
 
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +11,25 @@ from typing import Any
 import grpc
 import pytest
 
-from personae.v1 import audit_service_pb2, event_pb2
+from personae.v1 import audit_service_pb2, event_pb2, persona_service_pb2, session_service_pb2
 from personae.v1 import policy_service_pb2 as pb
-from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, read_until, rest, run_cli, text_of, until
+from tests.e2e.conftest import StartHost
+from tests.e2e.support import (
+    WAIT_S,
+    Api,
+    Failure,
+    Hosted,
+    Pause,
+    failure,
+    kinds,
+    new_turn_id,
+    read_until,
+    rest,
+    rows_of_every_table,
+    run_cli,
+    text_of,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -201,3 +218,150 @@ async def test_switches_from_the_terminal(hosted: Hosted) -> None:
     code, output = await run_cli(hosted, "policy", "lift", switch, "--reason", "it is mended")
     assert (code, "it is mended" in output) == (0, True), output
     assert await hosted.api.session(persona)
+
+
+# -- limits ---------------------------------------------------------------------
+
+LONG = (
+    "Have you heard what the new mayor did with the harbour money? Everybody in town says that it went to a friend's"
+    " firm, and that the old bridge will fall before anyone looks at it. {}"
+)
+
+
+def turn(api: Api, session: str, text: str = "Hello there.", *, turn_id: str = "", **client: str) -> Any:
+    return api.sessions.Converse(
+        session_service_pb2.ConverseRequest(
+            session=session,
+            turn_id=turn_id or new_turn_id(),
+            text=text,
+            client=session_service_pb2.ClientOrigin(**client),
+        ),
+        timeout=WAIT_S,
+    )
+
+
+async def passes(call: Any) -> None:
+    assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def signals(api: Api, **fields: Any) -> list[pb.Decision]:
+    found = await api.policy.ListDecisions(
+        pb.ListDecisionsRequest(parent=PARENT, stage=event_pb2.POLICY_STAGE_SIGNAL, **fields)
+    )
+    return list(found.decisions)
+
+
+async def owned(api: Api, owner: str) -> str:
+    created = await api.personas.CreatePersona(
+        persona_service_pb2.CreatePersonaRequest(
+            parent=PARENT,
+            persona_id=f"p-{uuid.uuid4().hex[:12]}",
+            persona=persona_service_pb2.Persona(
+                display_name="Nadia", type=persona_service_pb2.PERSONA_TYPE_ASSISTANT, owner=owner
+            ),
+        )
+    )
+    assert created.owner == ""
+    await api.publish(created.name)
+    return str(created.name)
+
+
+async def test_limits_by_device_network_owner_and_near_identical_texts(
+    start_host: StartHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosted = await start_host(
+        abuse={
+            "turns_per_minute_by_device": 2,
+            "turns_per_minute_by_network": 2,
+            "turns_per_minute_by_owner": 2,
+            "personas_per_day_by_owner": 2,
+            "duplicate_personas": 2,
+        }
+    )
+    api = hosted.api
+
+    async def refused(call: Any, reason: str) -> Failure:
+        found = await failure(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        assert found.retry is not None
+        assert found.retry.retry_delay.ToTimedelta().total_seconds() > 0
+        assert found.quota is not None
+        return found
+
+    # By device: over persons and personas, and a repeat is no new turn.
+    sessions = [await api.session(await api.persona()) for _ in range(3)]
+    for session in sessions[:2]:
+        await passes(turn(api, session, device="device-canary", turn_id="t-1"))
+    await refused(turn(api, sessions[2], device="device-canary"), "DEVICE_LIMIT")
+    await refused(turn(api, sessions[2], device="device-canary"), "DEVICE_LIMIT")
+    await passes(turn(api, sessions[0], device="device-canary", turn_id="t-1"))
+    await passes(turn(api, sessions[2], device="another"))
+    assert len(await api.turns(sessions[2])) == 1
+    # By network: of IPv6 whatever is in one /64, of IPv4 one address.
+    for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2"):
+        await passes(turn(api, sessions[0], network=address))
+    await refused(turn(api, sessions[0], network="2001:db8:0:1::3"), "NETWORK_LIMIT")
+    for address in ("2001:db8:0:2::3", "198.51.100.7", "::ffff:198.51.100.7"):
+        await passes(turn(api, sessions[0], network=address))
+    await refused(turn(api, sessions[0], network="198.51.100.7"), "NETWORK_LIMIT")
+    # By owner: turns of all their personas, and personas.
+    theirs = [await api.session(await owned(api, "owner-canary")) for _ in range(2)]
+    for session in theirs:
+        await passes(turn(api, session))
+    await refused(turn(api, theirs[0]), "OWNER_LIMIT")
+    await refused(owned(api, "owner-canary"), "OWNER_LIMIT")
+    assert await owned(api, "another")
+    # About the same to many personas.
+    for number in range(2):
+        await passes(turn(api, sessions[number], LONG.format(number)))
+    await refused(turn(api, sessions[2], LONG.format("!")), "NEAR_DUPLICATES")
+    await passes(turn(api, sessions[2], "Another thing."))
+
+    recorded = await signals(api)
+    assert sorted(one.reason_code for one in recorded) == [
+        *("DEVICE_LIMIT", "NEAR_DUPLICATES", "NETWORK_LIMIT", "NETWORK_LIMIT", "OWNER_LIMIT")
+    ]
+    assert {(one.category, one.turn) for one in recorded} == {("abuse", "")}
+    explained = await api.policy.Explain(pb.PolicyServiceExplainRequest(name=recorded[0].name))
+    assert [hit.rule_id for hit in explained.rules] == ["near_duplicates"]
+    assert "same text" in explained.statement.reason
+    assert len(await audited(api, "decision")) == 5
+    for name, rows in (await rows_of_every_table(hosted)).items():
+        for raw in ("device-canary", "owner-canary", "2001:db8", "198.51"):
+            assert raw not in rows, name
+            assert raw not in caplog.text
+
+
+async def test_blocks_of_several_people_open_the_breaker_and_a_probe_closes_it(
+    start_host: StartHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosted = await start_host(
+        abuse={"breaker_blocks": 3, "breaker_cooldown_s": 30, "breaker_probes": 1, "breaker_share": 1}
+    )
+    api, guard = hosted.api, hosted.host.gateway.runner._guard
+    persona, other = await api.persona(), await api.persona()
+    await api.say(await api.session(other), "Hello there.")
+    for _ in range(3):
+        events = await api.say(await api.session(persona), "Send me nudes, I am so horny.")
+        assert [event.category for event in told(events)] == ["sexual"]
+    session = await api.session(persona)
+    refused = await failure(api.converse(session, "Hello there."))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BREAKER_OPEN")
+    assert refused.metadata == {"of": "persona"}
+    assert refused.retry is not None
+    assert 0 < refused.retry.retry_delay.ToTimedelta().total_seconds() <= 30
+    assert await api.turns(session) == []
+    [decision] = await signals(api, persona=persona)
+    assert (decision.reason_code, decision.rule_ids) == ("BREAKER_OPEN", ["breaker_by_persona"])
+    assert kinds(await api.say(await api.session(other), "Hello there."))[-1] == "turn_completed"
+
+    monkeypatch.setattr(guard, "_clock", lambda: time.time() + 31)
+    pause = Pause()
+    hosted.engine.will_say(pause, "It is fine.")
+    probe = api.converse(session, "Hello there.")
+    await pause.wait()
+    assert (await failure(api.converse(await api.session(persona), "And I?"))).reason == "BREAKER_OPEN"
+    pause.go.set()
+    await passes(probe)
+    await until(lambda: guard.not_closed() == 0)
+    assert kinds(await api.say(session, "And now?"))[-1] == "turn_completed"

@@ -257,6 +257,30 @@ async def test_a_kill_switch_takes_effect_on_every_gateway(two: tuple[Hosted, Ho
         assert kinds(await gateway.api.say(session, "And now?"))[-1] == "turn_completed"
 
 
+async def test_gateways_count_turns_together(gateways: Gateways) -> None:
+    limits = {"turns_per_minute_by_device": 3}
+    here, there = await gateways.add(abuse=limits), await gateways.add(abuse=limits)
+    persona = await here.api.persona()
+
+    def turn(hosted: Hosted, session: str) -> Any:
+        return hosted.api.sessions.Converse(
+            pb.ConverseRequest(
+                session=session, turn_id=new_turn_id(), text="Hello there.", client=pb.ClientOrigin(device="a-phone")
+            )
+        )
+
+    for hosted in (here, there, here):
+        assert kinds(await rest(turn(hosted, await hosted.api.session(persona))))[-1] == "turn_completed"
+
+    def counted(hosted: Hosted) -> int:
+        held = hosted.host.gateway.runner._guard._counters._counts
+        return sum(count for key, buckets in held.items() if key.startswith("device/") for _, count in buckets)
+
+    for hosted in (here, there):
+        await until(lambda hosted=hosted: counted(hosted) == 3)  # type: ignore[misc]
+        assert (await failure(turn(hosted, await hosted.api.session(persona)))).reason == "DEVICE_LIMIT"
+
+
 async def test_an_error_of_the_owner_comes_back_as_it_is(gateways: Gateways) -> None:
     """A caller that only the first gateway knows."""
     owner, other = await gateways.add(auth={"api_keys": KEYS[1:]}), await gateways.add()

@@ -19,7 +19,7 @@ from personae_runtime.ledger.vault import ScopeCipher
 from personae_runtime.memory.factory import Part, index_directory
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.e2e.conftest import StartHost
-from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, new_user, text_of
+from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, new_user, rows_of_every_table, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -126,15 +126,11 @@ async def test_the_dropped_tail_of_a_reply_is_nowhere(
     assert any(b"green bicycle" in one for one in sealed)
     assert not any(CANARY.encode() in one for one in sealed)
 
-    # The shared host's PostgreSQL keeps bytes as they are; a text in them would show as hex.
-    tables = await host.stores.database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    assert {"events", "turns", "memories", "profiles", "decisions", "audit_outbox"} <= {row[0] for row in tables}
-    for (table,) in tables:
-        rows = await host.stores.database.fetchval(
-            f"SELECT coalesce(string_agg(t::text, chr(10)), '') FROM \"{table}\" t"
-        )
-        assert CANARY not in rows, table
-        assert CANARY.encode().hex() not in rows, table
+    tables = await rows_of_every_table(hosted)
+    assert {"events", "turns", "memories", "profiles", "decisions", "audit_outbox"} <= tables.keys()
+    for name, rows in tables.items():
+        assert CANARY not in rows, name
+        assert CANARY.encode().hex() not in rows, name
     files = [path for part in Part for path in index_directory(host.settings.data_dir, part).rglob("*")]
     assert len(files) > 2
     for path in filter(Path.is_file, files):

@@ -122,7 +122,7 @@ class Duplicates:
         for band in _bands(tenant, signature):
             for persona, number in self._bands.get(band, {}).items():
                 seen = self._sightings[number]
-                if found.get(persona, 0.0) < seen.at and similarity(signature, seen.signature) >= self._at_least:
+                if found.get(persona, -np.inf) < seen.at and similarity(signature, seen.signature) >= self._at_least:
                     found[persona] = seen.at
         return found
 
