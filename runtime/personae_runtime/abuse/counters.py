@@ -26,11 +26,11 @@ class Counters:
         self._counts: OrderedDict[str, deque[list[int]]] = OrderedDict()
         self._unreported: dict[tuple[str, int], int] = {}
 
-    def add(self, key: str, now: float) -> None:
-        """Count one at `now`, Unix time in seconds."""
-        bucket = int(now // BUCKET_S)
-        self._put(key, bucket, 1)
-        self._unreported[key, bucket] = self._unreported.get((key, bucket), 0) + 1
+    def add(self, key: str, at: float, number: int = 1) -> None:
+        """Count one, or take one back that was counted, at a Unix time in seconds."""
+        bucket = int(at // BUCKET_S)
+        self._put(key, bucket, number)
+        self._unreported[key, bucket] = self._unreported.get((key, bucket), 0) + number
 
     def total(self, key: str, now: float, window_s: float) -> int:
         """How many there were in the last `window_s`."""
@@ -55,7 +55,7 @@ class Counters:
 
     def take_unreported(self) -> list[Report]:
         """What was counted here since the last call."""
-        taken = [(key, bucket, count) for (key, bucket), count in self._unreported.items()]
+        taken = [(key, bucket, count) for (key, bucket), count in self._unreported.items() if count]
         self._unreported.clear()
         return taken
 

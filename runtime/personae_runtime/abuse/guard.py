@@ -20,7 +20,7 @@ from personae_runtime.abuse.duplicates import Duplicates, Fingerprints, Sighting
 from personae_runtime.config import AbuseSettings
 from personae_runtime.errors import ResourceExhausted
 from personae_runtime.policy.bundle import PROTECTED
-from personae_runtime.policy.decision import Decision
+from personae_runtime.policy.decision import Decision, Stage
 from personae_runtime.policy.signals import KILL_SWITCH, signal
 
 CATEGORY: Final = "abuse"
@@ -74,10 +74,10 @@ class Refusal:
 
 @dataclass(slots=True)
 class Ticket:
-    """Leave for one turn, to be given back by `begun` and `ended`, or by `dropped`."""
+    """Leave for one turn, counted at `at`, to be given back by `ended` or `dropped`."""
 
     attempt: Attempt
-    signature: Signature | None
+    at: float
     passed: list[tuple[Breaker, int]] = field(default_factory=list)
     blocked: bool = False
 
@@ -140,7 +140,7 @@ class AbuseGuard:
         refusal = self._duplicate(attempt, signature, now)
         if refusal is not None:
             return refusal
-        ticket = Ticket(attempt, signature)
+        ticket = Ticket(attempt, now)
         for key in _breakers_of(attempt):
             breaker = self._breakers.get(key)
             blocks = self._since(breaker, f"blocks/{key}", now)
@@ -153,33 +153,35 @@ class AbuseGuard:
                     self._breakers.popitem(last=False)
             wait = breaker.let(now, self._since(breaker, f"turns/{key}", now), blocks)
             if wait > 0:
-                self.dropped(ticket)
+                _take_back(ticket)
                 return self._broken(key.partition("/")[0], key, wait)
             ticket.passed.append((breaker, breaker.generation))
+        # At once, so that of very many that ask at the same time no more get leave.
+        self._count(ticket, 1)
+        if signature is not None:
+            seen = Sighting(attempt.tenant, attempt.persona, now, signature)
+            self._duplicates.add(seen)
+            self._new_sightings.append(seen)
+            del self._new_sightings[:-_KEPT]
         return ticket
 
     def dropped(self, ticket: Ticket) -> None:
         """The turn did not begin."""
-        for breaker, generation in ticket.passed:
-            breaker.take_back(generation)
-        ticket.passed.clear()
+        _take_back(ticket)
+        self._count(ticket, -1)
 
-    def begun(self, ticket: Ticket) -> None:
-        """The turn was admitted."""
-        now, attempt = self._clock(), ticket.attempt
-        for one in self._limits(attempt):
-            self._counters.add(f"{one.kind}/{one.subject}", now)
-        for key in _breakers_of(attempt):
-            self._counters.add(f"turns/{key}", now)
-        if ticket.signature is not None:
-            seen = Sighting(attempt.tenant, attempt.persona, now, ticket.signature)
-            self._duplicates.add(seen)
-            self._new_sightings.append(seen)
-            del self._new_sightings[:-_KEPT]
+    def _count(self, ticket: Ticket, number: int) -> None:
+        for one in self._limits(ticket.attempt):
+            self._counters.add(f"{one.kind}/{one.subject}", ticket.at, number)
+        for key in _breakers_of(ticket.attempt):
+            self._counters.add(f"turns/{key}", ticket.at, number)
 
     def decided(self, ticket: Ticket, decision: Decision) -> None:
         """Policy decided something about the turn; what stops it counts, once a turn."""
         if ticket.blocked or not decision.action.stops or decision.category in _NO_ABUSE:
+            return
+        if decision.stage is Stage.MEMORY:
+            # A memory was left out; the turn goes on.
             return
         ticket.blocked = True
         now, attempt = self._clock(), ticket.attempt
@@ -345,6 +347,12 @@ class AbuseGuard:
         """A count over the breaker's window, or the part of it that it has not answered for."""
         window = self._rule.window_s if breaker is None else min(self._rule.window_s, now - breaker.since)
         return self._counters.total(key, now, window)
+
+
+def _take_back(ticket: Ticket) -> None:
+    for breaker, generation in ticket.passed:
+        breaker.take_back(generation)
+    ticket.passed.clear()
 
 
 def _breakers_of(attempt: Attempt) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -13,6 +14,7 @@ from personae_runtime.ledger.database import Database
 
 _LATE_S: Final = 10.0
 """A report may become visible so long after it was numbered."""
+_TIDY_S: Final = 60.0
 
 
 class UsageExchange:
@@ -30,21 +32,30 @@ class UsageExchange:
         self._keep = timedelta(seconds=keep_s)
         self._heard: OrderedDict[int, None] = OrderedDict()
         self._from: datetime | None = None
+        self._tidied: float | None = None
 
-    async def exchange(self) -> None:
-        """Report what happened here and hear what did elsewhere, since the last time.
+    async def exchange(self, *, alone: bool) -> None:
+        """Report what happened here and hear what did elsewhere, since the last time; forget what is old.
+
+        Args:
+            alone: there is nobody to tell or to hear.
 
         Raises:
             LedgerUnavailable: what was to be reported is lost, and counts here alone.
         """
         counts, sightings = self._guard.report()
+        if self._tidied is None or time.monotonic() - self._tidied > _TIDY_S:
+            await self._database.execute(
+                "DELETE FROM usage_reports WHERE reported_at < now() - $1::interval", self._keep
+            )
+            self._tidied = time.monotonic()
+        if alone:
+            return
         if counts or sightings:
             await self._database.execute(
-                "WITH old AS (DELETE FROM usage_reports WHERE reported_at < now() - $3::interval)"
-                " INSERT INTO usage_reports (gateway, report) VALUES ($1, $2)",
+                "INSERT INTO usage_reports (gateway, report) VALUES ($1, $2)",
                 self._gateway,
                 orjson.dumps({"counts": counts, "sightings": sightings}).decode(),
-                self._keep,
             )
         rows = await self._database.fetch(
             "SELECT report_id, report, now() AS at FROM usage_reports WHERE gateway <> $1"

@@ -41,7 +41,7 @@ from personae_runtime.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
+from personae_runtime.ledger.control import ControlWatcher, Standing, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger, place
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
@@ -158,10 +158,18 @@ class LiveTurn:
     policy: PolicyContext = field(default_factory=PolicyContext)
     ticket: Ticket | None = None
 
+    killed_by: str = ""
+
     @property
     def request_id(self) -> str:
         """The engine's name for the generation."""
         return f"{self.session.session_pk}/{self.admission.turn_no}"
+
+    def lose(self, standing: Standing) -> None:
+        """End the turn because its persona may not speak any more, for a reason that may be gone when it has ended."""
+        if standing.killed and not self.stop_reason:
+            self.killed_by = standing.reason
+        self.stop("KILLED" if standing.killed else "WITHDRAWN")
 
     def stop(self, reason: str) -> None:
         """End the turn early; the first reason counts. Safe to call from anywhere in the loop."""
@@ -302,11 +310,8 @@ class TurnRunner:
                 if ticket is not None:
                     self._guard.dropped(ticket)
                 raise
-        if ticket is not None:
-            if admission.new:
-                self._guard.begun(ticket)
-            else:
-                self._guard.dropped(ticket)
+        if ticket is not None and not admission.new:
+            self._guard.dropped(ticket)
         if not admission.new:
             if not admission.running:
                 return None
@@ -333,7 +338,7 @@ class TurnRunner:
                 session.revision,
                 session.user,
                 admission.standing,
-                on_withdrawn=lambda: turn.stop("KILLED" if turn.watch.standing.killed else "WITHDRAWN"),
+                on_withdrawn=lambda: turn.lose(turn.watch.standing),
             ),
             context=context,
             history_from=admission.history_from,
@@ -759,8 +764,8 @@ class TurnRunner:
         now = datetime.now(UTC)
         tail: list[Body] = []
         killed: tuple[UUID, Decision] | None = None
-        if turn.stop_reason == "KILLED":
-            killed = uuid4(), killed_by(turn.watch.standing.reason, self._policy.version)
+        if turn.killed_by:
+            killed = uuid4(), killed_by(turn.killed_by, self._policy.version)
             tail.append(_told(*killed))
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
@@ -981,11 +986,8 @@ class TurnRunner:
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                if self._sessions.alone:
-                    # Nobody is there to be told.
-                    self._guard.report()
-                else:
-                    await self._usage.exchange()
+                await self._usage.exchange(alone=self._sessions.alone)
+                if not self._sessions.alone:
                     await self.look_elsewhere()
             except PersonaeError as error:
                 _log.warning("look_elsewhere_failed", reason=error.reason)

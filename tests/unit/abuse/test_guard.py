@@ -35,7 +35,6 @@ def attempt(
 def begin(one: AbuseGuard, wanted: Attempt) -> Ticket:
     ticket = one.ask(wanted)
     assert isinstance(ticket, Ticket), ticket
-    one.begun(ticket)
     return ticket
 
 
@@ -166,6 +165,25 @@ def test_who_is_in_a_crisis_or_asks_what_they_talk_to_is_not_turned_away(categor
     for at in range(20):
         run(one, attempt(f"u{at}"), category)
     begin(one, attempt("ann"))
+
+
+def test_a_memory_that_is_left_out_is_no_blocked_turn() -> None:
+    one = guard(Clock(), breaker_blocks=2)
+    for at in range(20):
+        ticket = begin(one, attempt(f"u{at}"))
+        one.decided(ticket, Decision(Action.BLOCK, Stage.MEMORY, "v1", "pii", "X"))
+        one.ended(ticket)
+    begin(one, attempt("ann"))
+
+
+def test_of_many_that_ask_at_once_no_more_get_leave() -> None:
+    one = guard(Clock(), turns_per_minute_by_device=3)
+    asked = [one.ask(attempt(f"u{at}", device="x")) for at in range(10)]
+    tickets = [ticket for ticket in asked if isinstance(ticket, Ticket)]
+    assert len(tickets) == 3
+    one.dropped(tickets[0])
+    begin(one, attempt("ann", device="x"))
+    refused(one, attempt("ann", device="x"))
 
 
 def test_few_blocks_among_many_turns_open_nothing() -> None:
