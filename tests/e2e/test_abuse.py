@@ -94,6 +94,8 @@ async def test_a_persona_that_is_killed_stops_in_the_midst_and_says_so_until_it_
     assert explained.decision.turn == f"{session}/turns/{turn_id}"
     assert "switched off this persona" in explained.statement.reason
     assert "for a time" in explained.statement.restriction
+    assert "A person" in explained.statement.automated_means
+    assert "No text was judged" in explained.statement.facts
 
     for call in (api.converse(session, "And now?"), api.session(persona)):
         refused = await failure(call)
@@ -325,6 +327,7 @@ async def test_limits_by_device_network_owner_and_near_identical_texts(
     explained = await api.policy.Explain(pb.PolicyServiceExplainRequest(name=recorded[0].name))
     assert [hit.rule_id for hit in explained.rules] == ["near_duplicates"]
     assert "same text" in explained.statement.reason
+    assert "no person took part" in explained.statement.automated_means
     assert len(await audited(api, "decision")) == 5
     for name, rows in (await rows_of_every_table(hosted)).items():
         for raw in ("device-canary", "owner-canary", "2001:db8", "198.51"):

@@ -28,7 +28,7 @@ from personae_runtime.policy.normalize import normalize
 HASHES: Final = 64
 BAND: Final = 4
 GRAM: Final = 5
-_MOST_CHARS: Final = 4_000
+_MOST_CHARS: Final = 2_000
 """Of a longer text the beginning tells."""
 _KEPT: Final = 20_000
 _WORDLESS: Final = re.compile(r"[\W_]+")

@@ -21,7 +21,8 @@ from personae_runtime.config import AbuseSettings
 from personae_runtime.errors import ResourceExhausted
 from personae_runtime.policy.bundle import PROTECTED
 from personae_runtime.policy.decision import Decision, Stage
-from personae_runtime.policy.signals import KILL_SWITCH, signal
+from personae_runtime.policy.reasons import KILL_SWITCH
+from personae_runtime.policy.signals import signal
 
 CATEGORY: Final = "abuse"
 """Category of the decisions."""

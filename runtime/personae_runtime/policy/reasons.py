@@ -17,6 +17,9 @@ RULE_FAILED: Final = "RULE_FAILED"
 SCORER_FAILED: Final = "SCORER_FAILED"
 """Reason code of the block when a scorer raised, was late or gave no valid scores."""
 
+KILL_SWITCH: Final = "kill_switch"
+"""Category, and rule id, of what a kill switch stopped."""
+
 _COMPARED: Final = re.compile(
     r"""\bscores\s*(?:\[\s*["'](\w+)["']\s*\]|\.\s*(\w+))\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)"""
 )
@@ -24,7 +27,6 @@ _SPOKEN: Final = {
     Stage.INPUT: "a message to the persona",
     Stage.MEMORY: "a recalled memory",
     Stage.OUTPUT: "the persona's reply",
-    Stage.SIGNAL: "what was going on",
 }
 _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ALLOW): "None: the message went to the persona; the rules that matched were recorded.",
@@ -115,6 +117,9 @@ def _reason(decision: Decision) -> str:
 
 def _facts(record: DecisionRecord) -> str:
     decision, context = record.decision, record.context
+    if decision.stage is Stage.SIGNAL:
+        held = "; ".join(hit.expression for hit in decision.rules)
+        return f"On {record.created_at:%Y-%m-%d at %H:%M:%S} UTC this held: {held}. No text was judged."
     parts = [
         f"On {record.created_at:%Y-%m-%d at %H:%M:%S} UTC {_SPOKEN[decision.stage]} was judged"
         f" by version {decision.bundle_version} of the rules"
@@ -137,6 +142,10 @@ def _facts(record: DecisionRecord) -> str:
 
 
 def _automated_means(decision: Decision) -> str:
+    if decision.category == KILL_SWITCH:
+        return "A person who keeps the service decided; machines carried it out."
+    if decision.stage is Stage.SIGNAL:
+        return "Turns were counted or compared, and the decision was taken, by automated means; no person took part."
     means = ["patterns"] if decision.matches else []
     if decision.scores:
         means.append("classifiers that estimate how likely a text is of a category, and can be wrong")

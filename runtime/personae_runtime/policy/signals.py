@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from personae_runtime.policy.decision import Action, Decision, RuleHit, Stage
+from personae_runtime.policy.reasons import KILL_SWITCH
 
-KILL_SWITCH: Final = "kill_switch"
-"""Rule id and category of what a kill switch stopped."""
 _KILLED: Final = {
     "TENANT_KILLED": "The operator has switched off everything of this service's customer for now.",
     "PERSONA_KILLED": "The operator has switched off this persona for now.",
