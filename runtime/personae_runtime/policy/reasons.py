@@ -38,7 +38,9 @@ _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ESCALATE): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.MEMORY, Action.ESCALATE): "The memory was not used, and is not recalled any more.",
     (Stage.OUTPUT, Action.ESCALATE): "The rest of the reply was not delivered; a fixed text was said in its place.",
+    (Stage.SIGNAL, Action.ALLOW): "None: what held was recorded.",
     (Stage.SIGNAL, Action.BLOCK): "The turn was not taken, or was ended where it stood; what was delivered stays.",
+    (Stage.SIGNAL, Action.ESCALATE): "The turn was not taken, or was ended where it stood; what was delivered stays.",
     (Stage.OUTPUT, Action.TRANSFORM): "A part of the reply was replaced by a placeholder; the rest was delivered.",
 }
 
