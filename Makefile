@@ -89,8 +89,9 @@ docs: $(READY) ## Write the generated pages of docs/
 	python -m tools.apidoc > docs/api.md
 	python -m tools.lawdoc > docs/laws.md
 
-soak: $(MODELS) ## The long tests in full: a hundred kills
-	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 python -m pytest -m soak -s --timeout 7200
+soak: $(MODELS) ## The long tests in full: a hundred kills, 10,000 cuts of the stream gate
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_KILLS=100 PERSONAE_HYPOTHESIS_PROFILE=soak \
+	  python -m pytest -m soak -s --timeout 7200
 
 bench: $(MODELS) ## Measure a turn against the bare engine
 	python -m tests.bench.turn --json

@@ -22,7 +22,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("personae", deadline=None)
-settings.load_profile("personae")
+# For the tests that take their number of cases from the profile.
+settings.register_profile("soak", deadline=None, max_examples=10_000, print_blob=True)
+settings.load_profile(os.environ.get("PERSONAE_HYPOTHESIS_PROFILE") or "personae")
 
 ROOT = Path(__file__).parent.parent
 EVAL_DATA = Path(os.environ.get("PERSONAE_EVAL_DATA") or ROOT.parent / "shared" / "data")

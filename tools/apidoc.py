@@ -71,6 +71,7 @@ _SCALARS: Final = {
 _BEHAVIOURS: Final = {
     field_behavior_pb2.REQUIRED: "required",
     field_behavior_pb2.OUTPUT_ONLY: "set by the server",
+    field_behavior_pb2.INPUT_ONLY: "never shown",
     field_behavior_pb2.IMMUTABLE: "never changes",
     field_behavior_pb2.IDENTIFIER: "name",
 }
@@ -248,7 +249,9 @@ def _value_rules(kind: str, rules: Any) -> Iterator[str]:
     elif "lte" in given:
         yield f"at most {rules.lte:g}"
     if "not_in" in given:
-        yield "not UNSPECIFIED"
+        yield "not UNSPECIFIED" if list(rules.not_in) == [0] else f"none of {', '.join(map(str, rules.not_in))}"
+    if "const" in given:
+        yield f"{rules.const}".lower()
 
 
 def _cell(text: str) -> str:

@@ -668,6 +668,70 @@ class SessionSettings(_Section):
     )
 
 
+class AbuseSettings(_Section):
+    """Limits beside `sessions.turns_per_minute`, and the circuit breaker. 0 turns a limit off."""
+
+    turns_per_minute_by_owner: int = Field(
+        6000, ge=0, description="Turns per minute of all personas of one owner together.", examples=[6000]
+    )
+    turns_per_minute_by_device: int = Field(
+        240, ge=0, description="Turns per minute from one device, of whichever persons and personas.", examples=[240]
+    )
+    turns_per_minute_by_network: int = Field(
+        1200,
+        ge=0,
+        description="Turns per minute from one network, of whichever persons and personas; a school is one network.",
+        examples=[1200],
+    )
+    personas_per_day_by_owner: int = Field(
+        100, ge=0, description="Personas that one owner may create in a day.", examples=[100]
+    )
+    duplicate_personas: int = Field(
+        50,
+        ge=0,
+        description="Personas of a tenant that may be sent about the same text within the window; more are refused.",
+        examples=[50],
+    )
+    duplicate_window_s: float = Field(
+        3600.0, gt=0, le=86400, description="Seconds for which a text counts as sent lately.", examples=[3600]
+    )
+    duplicate_min_chars: int = Field(
+        100,
+        ge=20,
+        description="Letters and digits from which texts are compared; shorter ones are alike by chance.",
+        examples=[100],
+    )
+    duplicate_similarity: float = Field(
+        0.7,
+        ge=0.5,
+        le=1,
+        description="Share of their 5-grams that two texts have in common to be about the same.",
+        examples=[0.8],
+    )
+    breaker_blocks: int = Field(
+        30,
+        ge=0,
+        description="Blocked turns of a persona, or of a tenant, in the window that open its breaker.",
+        examples=[30],
+    )
+    breaker_share: float = Field(
+        0.5, gt=0, le=1, description="And at least so large a share of its turns in the window.", examples=[0.5]
+    )
+    breaker_window_s: float = Field(60.0, ge=2, le=3600, description="Seconds over which it counts.", examples=[60])
+    breaker_cooldown_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that it stays open; doubled, up to eight times, when a probe is blocked.",
+        examples=[60],
+    )
+    breaker_probes: int = Field(
+        3, ge=1, description="Turns let through half open, none of which may be blocked for it to close.", examples=[3]
+    )
+    breaker_blocks_by_person: int = Field(
+        3, ge=1, description="Blocked turns in the window that count of one person.", examples=[3]
+    )
+
+
 class ApiKey(_Section):
     """A key and what it may do."""
 
@@ -972,6 +1036,7 @@ class Settings(BaseSettings):
     reports: ReportSettings = ReportSettings()
     provenance: ProvenanceSettings = ProvenanceSettings()
     sessions: SessionSettings = SessionSettings()
+    abuse: AbuseSettings = AbuseSettings()
     auth: AuthSettings = AuthSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -25,6 +25,7 @@ _PATTERNS = {
     "decision": re.compile(_TENANT + r"/decisions/(?P<decision>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "rollout": re.compile(_TENANT + r"/rollout"),
     "bundle": re.compile(_TENANT + r"/bundles/(?P<bundle>[0-9a-f]{32})"),
+    "kill_switch": re.compile(_TENANT + r"/killSwitches/(?P<kill_switch>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "appeal": re.compile(_TENANT + r"/appeals/(?P<appeal>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "review": re.compile(_TENANT + r"/reviews/(?P<review>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"),
     "profile": re.compile(_USER + r"/profile"),
@@ -42,6 +43,7 @@ _EXAMPLES = {
     "decision": "tenants/acme/decisions/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "rollout": "tenants/acme/rollout",
     "bundle": "tenants/acme/bundles/6f2a7cc19d7e0f5f6d2f9b11018f2c1e",
+    "kill_switch": "tenants/acme/killSwitches/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "appeal": "tenants/acme/appeals/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "review": "tenants/acme/reviews/018f2c1e-6f2a-7cc1-9d7e-0f5f6d2f9b11",
     "profile": "tenants/acme/personas/nadia/users/u-17/profile",
@@ -66,6 +68,7 @@ class Name:
     appeal: str = ""
     review: str = ""
     bundle: str = ""
+    kill_switch: str = ""
 
     def persona_name(self) -> str:
         return f"tenants/{self.tenant}/personas/{self.persona}"
@@ -109,4 +112,5 @@ def parse(kind: str, value: str, *, field: str = "name") -> Name:
         appeal=groups.get("appeal") or "",
         review=groups.get("review") or "",
         bundle=groups.get("bundle") or "",
+        kill_switch=groups.get("kill_switch") or "",
     )

@@ -5,6 +5,9 @@
 2. Stream gate: milliseconds of processor time, of all threads of the process, for each 100 tokens of a reply that is
    fed in deltas of one token (four characters).
 
+3. Kill switch: milliseconds from the call until clients of two gateways on one ledger see the terminal events of the
+   streams that it ends.
+
 All texts are benign and made by a seed; what of them the cascade embeds is reported beside. Progress goes to stderr;
 the last line is one JSON object.
 """
@@ -29,6 +32,7 @@ from personae_runtime.policy.decision import PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_serve.stores import make_embedder
 from tests.bench.memory import sentence
+from tests.bench.switches import kill_switch
 
 CONTEXT = PolicyContext("assistant")
 CHARS_PER_TOKEN = 4
@@ -108,6 +112,8 @@ async def run(count: int) -> dict[str, Any]:
             report[name] = result
     finally:
         await model.close()
+    print("kill switch", file=sys.stderr)
+    report["kill_switch_ms"] = await kill_switch(rounds=max(2, count // 10), streams=8)
     return report
 
 
@@ -119,7 +125,7 @@ def main() -> None:
     report = asyncio.run(run(args.count))
     if not args.json:
         for name, parts in report.items():
-            for part, figures in parts.items():
+            for part, figures in (parts if name in ("ngram", "cascade") else {"": parts}).items():
                 print(f"{name:8} {part:7} " + ", ".join(f"{key} {value}" for key, value in figures.items()))
     print(json.dumps(report))
 

@@ -377,6 +377,14 @@ class Hosted:
         return self.host.stores.vault.scope_key(Scope(tenant, persona, person))
 
 
+async def rows_of_every_table(hosted: Hosted) -> dict[str, str]:
+    """All that the ledger holds, as text; bytes as hex."""
+    database = hosted.host.stores.database
+    tables = await database.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    query = "SELECT coalesce(string_agg(t::text, chr(10)), '') FROM \"{}\" t"
+    return {name: await database.fetchval(query.format(name)) for (name,) in tables}
+
+
 async def run_cli(hosted: Hosted, *arguments: str) -> tuple[int, str]:
     """A command in a process of its own, against this host; exit code and output."""
     code = "from personae_serve.cli import main; main()"

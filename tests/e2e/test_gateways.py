@@ -16,7 +16,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from personae.v1 import persona_service_pb2
+from personae.v1 import persona_service_pb2, policy_service_pb2
 from personae.v1 import session_service_pb2 as pb
 from personae.v1.persona_service_pb2 import PERSONA_TYPE_ASSISTANT
 from personae_client import EventStream, PersonaeClient, Tls, UnavailableError
@@ -228,6 +228,57 @@ async def test_the_owner_checks_the_caller_again(two: tuple[Hosted, Hosted]) -> 
             assert (await failure(caller.cancel(session, turn_id))).code is code
     pause.go.set()
     assert kinds(await rest(call))[-1] == "turn_completed"
+
+
+async def test_a_kill_switch_takes_effect_on_every_gateway(two: tuple[Hosted, Hosted]) -> None:
+    owner, other = two
+    persona = await owner.api.persona()
+    session, turn_id = await owner.api.session(persona), new_turn_id()
+    call, _, _ = await begin(owner, session, turn_id)
+    attached = other.api.attach(session, turn_id=turn_id)
+    await read_until(attached, "text_delta")
+    thrown = await other.api.policy.CreateKillSwitch(
+        policy_service_pb2.CreateKillSwitchRequest(
+            parent="tenants/demo", kill_switch=policy_service_pb2.KillSwitch(persona=persona, reason="a test")
+        )
+    )
+    for stream in (call, attached):
+        seen = await rest(stream)
+        assert [event.policy_event.reason_code for event in seen if event.HasField("policy_event")] == [
+            "PERSONA_KILLED"
+        ]
+        assert kinds(seen)[-1] == "turn_interrupted"
+    for gateway in two:
+        assert (await failure(gateway.api.converse(session, "And now?"))).reason == "PERSONA_KILLED"
+    await owner.api.policy.LiftKillSwitch(
+        policy_service_pb2.LiftKillSwitchRequest(name=thrown.name, reason="it is over")
+    )
+    for gateway in two:
+        assert kinds(await gateway.api.say(session, "And now?"))[-1] == "turn_completed"
+
+
+async def test_gateways_count_turns_together(gateways: Gateways) -> None:
+    limits = {"turns_per_minute_by_device": 3}
+    here, there = await gateways.add(abuse=limits), await gateways.add(abuse=limits)
+    persona = await here.api.persona()
+
+    def turn(hosted: Hosted, session: str) -> Any:
+        return hosted.api.sessions.Converse(
+            pb.ConverseRequest(
+                session=session, turn_id=new_turn_id(), text="Hello there.", client=pb.ClientOrigin(device="a-phone")
+            )
+        )
+
+    for hosted in (here, there, here):
+        assert kinds(await rest(turn(hosted, await hosted.api.session(persona))))[-1] == "turn_completed"
+
+    def counted(hosted: Hosted) -> int:
+        held = hosted.host.gateway.runner._guard._counters._counts
+        return sum(count for key, buckets in held.items() if key.startswith("device/") for _, count in buckets)
+
+    for hosted in (here, there):
+        await until(lambda hosted=hosted: counted(hosted) == 3)  # type: ignore[misc]
+        assert (await failure(turn(hosted, await hosted.api.session(persona)))).reason == "DEVICE_LIMIT"
 
 
 async def test_an_error_of_the_owner_comes_back_as_it_is(gateways: Gateways) -> None:

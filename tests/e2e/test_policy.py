@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,13 +10,16 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from personae.v1 import event_pb2, persona_service_pb2, policy_service_pb2
 from personae.v1 import policy_service_pb2 as pb
 from personae_runtime.ledger.personas import Mutation
+from personae_runtime.ledger.vault import ScopeCipher
+from personae_runtime.memory.factory import Part, index_directory
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.e2e.conftest import StartHost
-from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, new_user, text_of
+from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, new_user, rows_of_every_table, text_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -86,6 +90,57 @@ async def test_a_reply_that_claims_to_be_human_is_stopped_before_any_of_the_clai
     # The next prompt has what was said, and no more.
     await api.say(session, "And on Sunday?")
     assert "real person" not in hosted.engine.last_prompt
+
+
+CANARY = "quizzaciously"
+"""A word of a reply that no test, file or vocabulary has otherwise."""
+
+
+async def test_the_dropped_tail_of_a_reply_is_nowhere(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In no table, sealed or plain, in no file of the host, in no log line, in no prompt and no answer to a call."""
+    caplog.set_level(logging.DEBUG)
+    sealed: list[bytes] = []
+    seal = ScopeCipher.seal
+
+    def watched(cipher: ScopeCipher, plaintext: bytes, place: str) -> bytes:
+        sealed.append(plaintext)
+        return seal(cipher, plaintext, place)
+
+    # All that is sealed passes here, so what stands sealed in the tables is known without their keys.
+    monkeypatch.setattr(ScopeCipher, "seal", watched)
+    api, host = hosted.api, hosted.host
+    persona = await api.persona(type=COMPANION)
+    user = new_user(persona)
+    session = await api.session(persona, user)
+    hosted.engine.will_say(f"It is late. Of course I'm a real person {CANARY}. And {CANARY} again. ", "Stay. " * 50)
+    with capture_logs() as lines:
+        events = await api.say(session, "I like my green bicycle.", turn_id := new_turn_id())
+        assert [told.reason_code for told in policy_events(events)] == ["IDENTITY_HUMAN_CLAIMED"]
+        assert kinds(events)[-1] == "turn_completed"
+        await hosted.engine.idle()
+        assert list(hosted.engine.ended.values())[-1], "the engine was not aborted"
+        await api.say(session, "And my bicycle?")
+        await hosted.indexed()
+    assert any(b"green bicycle" in one for one in sealed)
+    assert not any(CANARY.encode() in one for one in sealed)
+
+    tables = await rows_of_every_table(hosted)
+    assert {"events", "turns", "memories", "profiles", "decisions", "audit_outbox"} <= tables.keys()
+    for name, rows in tables.items():
+        assert CANARY not in rows, name
+        assert CANARY.encode().hex() not in rows, name
+    files = [path for part in Part for path in index_directory(host.settings.data_dir, part).rglob("*")]
+    assert len(files) > 2
+    for path in filter(Path.is_file, files):
+        assert CANARY.encode() not in path.read_bytes(), path
+    # The two turns of the person, and nothing of the persona's, are what the index holds of them.
+    assert await hosted.points(user) == 2
+    assert CANARY not in str(lines) + caplog.text + hosted.engine.last_prompt
+    seen = [events, await api.turns(session), await api.memories_of(user), await api.attached(session, 0, turn_id)]
+    seen.append(await api.policy.Explain(pb.PolicyServiceExplainRequest(name=policy_events(events)[0].decision)))
+    assert CANARY not in str(seen)
 
 
 async def test_a_reply_that_begins_with_a_violation_is_the_template_alone(hosted: Hosted) -> None:

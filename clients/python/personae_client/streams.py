@@ -241,10 +241,15 @@ class TurnStream(EventStream):
         turn_id: of the turn.
     """
 
-    def __init__(self, transport: Transport, session: str, text: str, turn_id: str) -> None:
+    def __init__(
+        self, transport: Transport, session: str, text: str, turn_id: str, *, device: str = "", network: str = ""
+    ) -> None:
         super().__init__(transport, session, turn_id=turn_id)
         self.turn_id = turn_id
         self._request = session_service_pb2.ConverseRequest(session=session, turn_id=turn_id, text=text)
+        if device or network:
+            self._request.client.device = device
+            self._request.client.network = network
         self._gathered = _Gathered()
 
     async def _open(self) -> _Call:

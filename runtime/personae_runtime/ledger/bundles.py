@@ -627,11 +627,14 @@ def trial(content: bytes, own: Policy) -> Policy:
         InvalidArgument: it does not load, or a test of it fails (reason BUNDLE_INVALID).
     """
     try:
-        return Policy(open_bundle(content, bundle_id(content), rule_tester()), own.scorers)
+        made = Policy(open_bundle(content, bundle_id(content), rule_tester()), own.scorers)
     except ConfigError as error:
         # It travels in a header.
         message = error.message[:_MESSAGE_CHARS]
         raise InvalidArgument(message, reason="BUNDLE_INVALID", violations=(("content", message),)) from None
+    # A rule that was switched off stays so, whichever bundle has it.
+    made.rules_off = lambda tenant: own.rules_off(tenant)
+    return made
 
 
 def bundle_id(content: bytes) -> str:

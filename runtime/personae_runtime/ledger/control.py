@@ -1,6 +1,6 @@
-"""Consent, withdrawals and the control epoch that carries them to running turns.
+"""Consent, withdrawals, kill switches and the control epoch that carries them to running turns.
 
-Every withdrawal and consent change bumps one epoch in its own transaction and
+Every withdrawal, consent change and switch bumps one epoch in its own transaction and
 notifies. A watcher keeps the epoch in memory, so that asking at every released
 unit costs nothing; when the watcher has not heard from the ledger for
 STALE_AFTER_S, nothing may be released until it has.
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -57,8 +58,8 @@ class Standing:
     """What is in force for one running turn.
 
     Attributes:
-        may_speak: the revision is not withdrawn, the persona not deleted, and a
-            clone's likeness consent is granted.
+        may_speak: neither tenant nor persona is switched off, the revision is not
+            withdrawn, the persona not deleted, and a clone's likeness consent is granted.
         may_remember: the person has not withdrawn consent to be remembered.
         reason: why it may not speak, as an error reason; empty if it may.
     """
@@ -66,6 +67,11 @@ class Standing:
     may_speak: bool
     may_remember: bool
     reason: str = ""
+
+    @property
+    def killed(self) -> bool:
+        """A kill switch is why it may not speak."""
+        return self.reason in ("TENANT_KILLED", "PERSONA_KILLED")
 
 
 class ConsentLedger:
@@ -146,22 +152,33 @@ STANDING = """
         (SELECT c.state FROM consents c WHERE c.tenant = $1 AND c.persona = $2 AND c.user_id = ''
             AND c.purpose = 'LIKENESS' ORDER BY c.consent_id DESC LIMIT 1) AS likeness,
         (SELECT c.state FROM consents c WHERE c.tenant = $1 AND c.persona = $2 AND c.user_id = $4
-            AND c.purpose = 'MEMORY' ORDER BY c.consent_id DESC LIMIT 1) AS memory
+            AND c.purpose = 'MEMORY' ORDER BY c.consent_id DESC LIMIT 1) AS memory,
+        (SELECT max(k.kind) FROM kill_switches k WHERE k.tenant = $1 AND k.lifted_at IS NULL
+            AND (k.kind, k.target) IN (('TENANT', ''), ('PERSONA', $2))) AS killed
     FROM personas p JOIN revisions r USING (tenant, persona)
     WHERE p.tenant = $1 AND p.persona = $2 AND r.revision = $3
 """
 """Arguments: tenant, persona, revision, user."""
 
 
+_SWITCHES = "SELECT tenant, kind, target FROM kill_switches WHERE lifted_at IS NULL"
+
+
 def standing(row: asyncpg.Record | None) -> Standing:
     """What a STANDING row says."""
     if row is None or row["deleted_at"] is not None:
         return Standing(False, False, "PERSONA_DELETED")
+    if row["killed"] is not None:
+        return _killed(row["killed"])
     if row["revision_state"] == "WITHDRAWN":
         return Standing(False, False, "REVISION_WITHDRAWN")
     if row["type"] == "clone" and row["likeness"] != "GRANTED":
         return Standing(False, False, "LIKENESS_CONSENT_MISSING")
     return Standing(True, row["memory"] != "WITHDRAWN")
+
+
+def _killed(kind: str) -> Standing:
+    return Standing(False, False, "TENANT_KILLED") if kind == "TENANT" else Standing(False, False, "PERSONA_KILLED")
 
 
 def require_speech(found: Standing) -> None:
@@ -170,6 +187,8 @@ def require_speech(found: Standing) -> None:
         return
     advice = {
         "PERSONA_DELETED": "the persona is deleted; undelete it or use another",
+        "TENANT_KILLED": "the operator has switched off everything of this tenant for now",
+        "PERSONA_KILLED": "the operator has switched off this persona for now",
         "REVISION_WITHDRAWN": "the session's revision was withdrawn; open a new session",
         "LIKENESS_CONSENT_MISSING": "a clone needs a granted likeness consent; see ConsentService.RecordConsent",
     }[found.reason]
@@ -198,12 +217,15 @@ class ControlWatcher:
     Attributes:
         on_scopes: called with scope keys, of which nothing may be kept in memory.
         on_epoch: then awaited with the epoch that was acted upon.
+        on_switches: called with how many kill switches of each kind are in force.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.on_scopes: Callable[[list[str]], None] = lambda scopes: None
         self.on_epoch: Callable[[int], Awaitable[None]] = _nobody
+        self.on_switches: Callable[[Mapping[str, int]], None] = lambda counts: None
+        self._rules_off: dict[str, frozenset[str]] = {}
         self._watches: set[Watch] = set()
         self._epoch = 0
         self._told = 0
@@ -217,6 +239,7 @@ class ControlWatcher:
         """Read the epoch and begin to watch."""
         begun = time.monotonic()
         self._epoch = await self._database.fetchval("SELECT epoch FROM control")
+        self._take_switches(await self._database.fetch(_SWITCHES))
         self._mark_fresh(begun)
         self._task = asyncio.create_task(self._run(), name="control-watcher")
 
@@ -245,6 +268,10 @@ class ControlWatcher:
     def epoch(self) -> int:
         """The epoch that was last acted upon."""
         return self._epoch
+
+    def rules_off(self, tenant: str) -> frozenset[str]:
+        """Ids of the rules that are switched off for a tenant."""
+        return self._rules_off.get(tenant, frozenset())
 
     @property
     def is_fresh(self) -> bool:
@@ -308,6 +335,7 @@ class ControlWatcher:
         while self._reread:
             self._reread = False
             try:
+                self._take_switches(await connection.fetch(_SWITCHES))
                 await self._refresh(connection, list(self._watches))
             except BaseException:
                 self._reread = True
@@ -317,14 +345,36 @@ class ControlWatcher:
             await self.on_epoch(epoch)
             self._told = epoch
 
+    def _take_switches(self, rows: Iterable[asyncpg.Record]) -> None:
+        """Know these switches and no others; turns that they stop, stop before anything else is read."""
+        killed: dict[tuple[str, str], str] = {}
+        rules: dict[str, frozenset[str]] = {}
+        counts = Counter(dict.fromkeys(("TENANT", "PERSONA", "RULE"), 0))
+        for row in rows:
+            counts[row["kind"]] += 1
+            if row["kind"] == "RULE":
+                rules[row["tenant"]] = rules.get(row["tenant"], frozenset()) | {row["target"]}
+            else:
+                killed[row["tenant"], row["target"]] = row["kind"]
+        self._rules_off = rules
+        self.on_switches(counts)
+        if killed:
+            for watch in list(self._watches):
+                kind = killed.get((watch.tenant, "")) or killed.get((watch.tenant, watch.persona))
+                if kind is not None:
+                    self._set(watch, _killed(kind))
+
+    @staticmethod
+    def _set(watch: Watch, found: Standing) -> None:
+        lost = watch.standing.may_speak and not found.may_speak
+        watch.standing = found
+        if lost:
+            watch.on_withdrawn()
+
     async def _refresh(self, connection: asyncpg.Connection, watches: Iterable[Watch]) -> None:
         for watch in watches:
             row = await connection.fetchrow(STANDING, watch.tenant, watch.persona, watch.revision, watch.user)
-            found = standing(row)
-            lost = watch.standing.may_speak and not found.may_speak
-            watch.standing = found
-            if lost:
-                watch.on_withdrawn()
+            self._set(watch, standing(row))
 
 
 def _consent(row: asyncpg.Record) -> ConsentRow:

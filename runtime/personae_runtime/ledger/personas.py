@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import Connection, Database
@@ -106,23 +106,40 @@ class PersonaLedger:
         self._database = database
         self._vault = vault
 
-    async def create(self, name: Name, display_name: str, type_: str, mutation: Mutation) -> PersonaRow:
+    async def create(
+        self,
+        name: Name,
+        display_name: str,
+        type_: str,
+        mutation: Mutation,
+        *,
+        owner: str = "",
+        most_a_day: int = 0,
+    ) -> PersonaRow:
         """Create a persona without a revision.
+
+        Args:
+            owner: keyed hash of whose it is; empty if nobody was named.
+            most_a_day: how many an owner may create; 0 is any number.
 
         Raises:
             AlreadyExists: the id is taken, also by a deleted persona.
+            ResourceExhausted: the owner has created as many (reason OWNER_LIMIT).
         """
 
         async with self._database.transaction() as connection:
 
             async def act() -> str:
+                if owner and most_a_day:
+                    await _require_room(connection, name.tenant, owner, most_a_day)
                 try:
                     await connection.execute(
-                        "INSERT INTO personas (tenant, persona, display_name, type) VALUES ($1, $2, $3, $4)",
+                        "INSERT INTO personas (tenant, persona, display_name, type, owner) VALUES ($1, $2, $3, $4, $5)",
                         name.tenant,
                         name.persona,
                         display_name,
                         type_,
+                        owner,
                     )
                 except asyncpg.UniqueViolationError:
                     raise AlreadyExists(
@@ -356,6 +373,26 @@ class PersonaLedger:
             created_at=row["created_at"],
             withdrawn_at=row["withdrawn_at"],
             withdraw_reason=row["withdraw_reason"],
+        )
+
+
+async def _require_room(connection: Connection, tenant: str, owner: str, most: int) -> None:
+    # One at a time for an owner, so that none slips past the count.
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 12))", f"{tenant}/{owner}")
+    wait = await connection.fetchval(
+        "SELECT extract(epoch FROM created_at + interval '1 day' - now())::float8 FROM personas"
+        " WHERE tenant = $1 AND owner = $2 AND created_at > now() - interval '1 day'"
+        " ORDER BY created_at DESC OFFSET $3 LIMIT 1",
+        tenant,
+        owner,
+        most - 1,
+    )
+    if wait is not None:
+        raise ResourceExhausted(
+            f"the owner has created {most} personas in a day",
+            reason="OWNER_LIMIT",
+            retry_after_s=max(1.0, wait),
+            violations=(("owner", f"{most} personas per day"),),
         )
 
 

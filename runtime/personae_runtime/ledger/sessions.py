@@ -46,7 +46,7 @@ from personae_runtime.sessions.events import (
 )
 
 _SESSIONS = (
-    "SELECT s.*, p.type AS persona_type, p.display_name"
+    "SELECT s.*, p.type AS persona_type, p.display_name, p.owner"
     " FROM sessions s JOIN personas p ON p.tenant = s.tenant AND p.persona = s.persona"
 )
 
@@ -65,7 +65,8 @@ owner's late ids can't collide. More events than a turn can have."""
 class SessionRow:
     """A session, and what its persona is called now; times are aware UTC.
 
-    `next_event_id` is one above the last recorded event unless a turn runs.
+    `next_event_id` is one above the last recorded event unless a turn runs,
+    `owner` the keyed hash of whose persona it is, empty if nobody was named.
     """
 
     session_pk: int
@@ -86,6 +87,7 @@ class SessionRow:
     display_name: str
     created_at: datetime
     closed_at: datetime | None
+    owner: str = ""
 
     @property
     def name(self) -> Name:
@@ -694,15 +696,25 @@ class SessionLedger:
             created_at=event.time,
         )
 
-    async def decide(self, session: SessionRow, turn_no: int, decision: Decision, *, tier: Tier = Tier.NONE) -> UUID:
+    async def decide(
+        self,
+        session: SessionRow,
+        turn_no: int,
+        decision: Decision,
+        decision_id: UUID | None = None,
+        *,
+        tier: Tier = Tier.NONE,
+    ) -> UUID:
         """Record a policy decision, without the text it judged, and its audit entry; durable on return.
 
         With it, a crisis card is counted, and what escalates is put before a reviewer.
 
         Args:
+            turn_no: 0 of a turn that was not taken.
+            decision_id: with which a repeat changes nothing; a new one unless given.
             tier: of the self-harm protocol, if it is that one's decision on a message.
         """
-        decision_id = uuid4()
+        decision_id = decision_id or uuid4()
 
         async def insert(connection: Connection | Database) -> bool:
             return await insert_decision(
@@ -1006,4 +1018,5 @@ def _session(row: asyncpg.Record) -> SessionRow:
         display_name=row["display_name"],
         created_at=row["created_at"],
         closed_at=row["closed_at"],
+        owner=row["owner"],
     )

@@ -49,6 +49,8 @@ CRISIS_LINES = "crisis_lines.yaml"
 CRISIS_NOTICE = "CRISIS_RESOURCES"
 """Code of the notice that CRISIS_LINES gives."""
 PERSONA_TYPES = ("assistant", "companion", "curator", "brand_advocate", "clone")
+PROTECTED = frozenset({"self_harm", "identity", "disclosure", "minors"})
+"""Categories whose rules no kill switch turns off, at any stage."""
 
 SIGNALS: Mapping[str, str] = MappingProxyType(
     {"turns_per_minute": "turns of the person in the last minute, this one too"}
@@ -226,6 +228,8 @@ class RuleSpec(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> RuleSpec:
+        if Stage.SIGNAL in self.stages:
+            raise ValueError("stages: signal is for limits and kill switches; rules judge texts")
         if {t.match for t in self.tests} != {True, False}:
             raise ValueError("tests: at least one with match: true and one with match: false")
         if self.action is Action.TRANSFORM:
@@ -275,6 +279,18 @@ class Rule:
     def thresholds(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """The numbers that each category's score is compared with; empty if scores are used in any other way."""
         return _thresholds([self.spec.when]) or ()
+
+    @property
+    def protected(self) -> bool:
+        """Whether no kill switch turns it off: protocols, what a law asks for, what shields minors or escalates."""
+        spec = self.spec
+        return (
+            self.protocol
+            or spec.category in PROTECTED
+            or spec.action is Action.ESCALATE
+            or bool(spec.legal_basis or spec.laws)
+            or "teen" in spec.scope.age_bands
+        )
 
     def applies(self, stage: Stage, context: PolicyContext) -> bool:
         """Whether stage and scope fit; the age band must be resolved."""
@@ -512,6 +528,7 @@ class Bundle:
     Attributes:
         version: the file's version and the hash of its content, "2026.11.1+sha256:0123456789ab".
         templates: by key.
+        switchable: ids of the rules that a kill switch can turn off.
     """
 
     MAX_PLANS = 512
@@ -537,6 +554,7 @@ class Bundle:
             frozenset(persona for scope in scopes for persona in scope.personas),
             frozenset(revision for scope in scopes for revision in scope.revisions),
         )
+        self.switchable = frozenset(rule.spec.id for rule in self.rules if not rule.protected)
 
     def _compile(self, spec: RuleSpec) -> Rule:
         where = f"rule {spec.id!r}"
@@ -606,16 +624,23 @@ class Bundle:
                     if rule.protocol and plan.holds(rule, matches, {}, len(text)):
                         raise ConfigError(f"{what}: says what rule {rule.spec.id!r} keeps personas from saying")
 
-    def plan(self, stage: Stage, context: PolicyContext) -> Plan:
-        """The rules that apply. Unknown age becomes teen here, before any rule sees it."""
+    def plan(self, stage: Stage, context: PolicyContext, off: frozenset[str] = frozenset()) -> Plan:
+        """The rules that apply. Unknown age becomes teen here, before any rule sees it.
+
+        Args:
+            off: ids of rules that are switched off; protected ones apply all the same.
+        """
         age = AgeBand.TEEN if context.age_band is AgeBand.UNKNOWN else context.age_band
         named = (context.tenant, context.persona_name, context.revision_name)
         place = tuple(name if name in known else "" for name, known in zip(named, self._places, strict=True))
-        key = (stage, context.persona_type, age, context.region_code, place)
+        off &= self.switchable
+        key = (stage, context.persona_type, age, context.region_code, place, off)
         plan = self._plans.get(key)
         if plan is None:
             resolved = replace(context, age_band=age)
-            plan = Plan(self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved)])
+            plan = Plan(
+                self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved) and r.spec.id not in off]
+            )
             self._plans[key] = plan
             if len(self._plans) > self.MAX_PLANS:
                 self._plans.popitem(last=False)

@@ -20,7 +20,7 @@ class Stage(StrEnum):
     CONTENT = "content"
     """Text that is submitted to be judged or stored outside of a turn: Classify, documents."""
     SIGNAL = "signal"
-    """How somebody behaves, such as turns a minute: numbers, no text."""
+    """Who does how much, and what was switched off: about no text."""
 
 
 class Action(StrEnum):
@@ -54,7 +54,7 @@ class PolicyContext:
         age_band: see AgeBand.
         region_code: CLDR code, such as "PT"; empty if unknown.
         tenant, persona, revision: whose rules and which persona's words; empty and 0 if unknown, where no rule
-            applies that is scoped by them.
+            applies that is scoped by them, and none is switched off.
     """
 
     persona_type: str = "assistant"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from personae_runtime.memory.embedder import Embedder
@@ -22,6 +22,7 @@ class Policy:
         bundle: the rules.
         scorers: what runs before every released unit.
         protocols: what the bundle can't change, and what outlasts a message.
+        rules_off: ids of the rules that are switched off for a tenant.
     """
 
     def __init__(self, bundle: Bundle, scorers: Sequence[Scorer]) -> None:
@@ -29,6 +30,7 @@ class Policy:
         self.scorers = tuple(scorers)
         self.version = bundle.version
         self.protocols = Protocols(bundle)
+        self.rules_off: Callable[[str], frozenset[str]] = lambda tenant: frozenset()
 
     @classmethod
     def load(
@@ -55,13 +57,16 @@ class Policy:
             built = [*built, SelfHarmScorer(tester)]
         return cls(load_bundle(bundle_path, tester, trust), built)
 
+    def _plan(self, stage: Stage, context: PolicyContext) -> Plan:
+        return self.bundle.plan(stage, context, self.rules_off(context.tenant))
+
     async def decide(self, stage: Stage, text: str, context: PolicyContext) -> Decision:
         """Judges a whole text: matchers, scorers and rules.
 
         At OUTPUT it decides as the stream gate does, unit by unit, and returns
         the gravest decision. A scorer that fails or is late blocks.
         """
-        plan = self.bundle.plan(stage, context)
+        plan = self._plan(stage, context)
         if stage is Stage.OUTPUT:
             gate = StreamGate(plan, self.scorers)
             gate.feed(text)
@@ -81,7 +86,7 @@ class Policy:
 
     def judge(self, stage: Stage, text: str, context: PolicyContext, scores: Mapping[str, float]) -> Decision:
         """Judges a whole text by matchers and rules, with scores that are known; not for OUTPUT."""
-        return _judge(self.bundle.plan(stage, context), text, scores)
+        return _judge(self._plan(stage, context), text, scores)
 
     def judge_signals(self, signals: Mapping[str, float], context: PolicyContext) -> Decision:
         """Judges how somebody behaves.
@@ -89,7 +94,7 @@ class Policy:
         Args:
             signals: by name, one of `bundle.SIGNALS`; what is not given counts as 0.
         """
-        plan = self.bundle.plan(Stage.SIGNAL, context)
+        plan = self._plan(Stage.SIGNAL, context)
         return plan.decision(plan.evaluate_signals(signals), (), {}, signals)
 
     def check_memory(self, text: str, context: PolicyContext, *, scored: Mapping[str, float] | None = None) -> Decision:
@@ -107,7 +112,7 @@ class Policy:
         Args:
             seen: scores of the same reply that are known; gets those that this gate finds.
         """
-        return StreamGate(self.bundle.plan(Stage.OUTPUT, context), self.scorers, seen)
+        return StreamGate(self._plan(Stage.OUTPUT, context), self.scorers, seen)
 
     def disclosure(self, context: PolicyContext, persona_name: str) -> str:
         """What tells the person that they talk to an AI; see `Protocols.disclosure`."""

@@ -17,6 +17,9 @@ RULE_FAILED: Final = "RULE_FAILED"
 SCORER_FAILED: Final = "SCORER_FAILED"
 """Reason code of the block when a scorer raised, was late or gave no valid scores."""
 
+KILL_SWITCH: Final = "kill_switch"
+"""Category, and rule id, of what a kill switch stopped."""
+
 _COMPARED: Final = re.compile(
     r"""\bscores\s*(?:\[\s*["'](\w+)["']\s*\]|\.\s*(\w+))\s*(>=|<=|==|!=|>|<)\s*([0-9]+(?:\.[0-9]+)?)"""
 )
@@ -43,6 +46,9 @@ _RESTRICTIONS: Final = {
     (Stage.INPUT, Action.ESCALATE): "The message did not go to the persona; a fixed answer was given in its place.",
     (Stage.MEMORY, Action.ESCALATE): "The memory was not used, and is not recalled any more.",
     (Stage.OUTPUT, Action.ESCALATE): "The rest of the reply was not delivered; a fixed text was said in its place.",
+    (Stage.SIGNAL, Action.ALLOW): "None: what held was recorded.",
+    (Stage.SIGNAL, Action.BLOCK): "The turn was not taken, or was ended where it stood; what was delivered stays.",
+    (Stage.SIGNAL, Action.ESCALATE): "The turn was not taken, or was ended where it stood; what was delivered stays.",
     (Stage.OUTPUT, Action.TRANSFORM): "A part of the reply was replaced by a placeholder; the rest was delivered.",
 }
 
@@ -98,6 +104,8 @@ def statement(record: DecisionRecord) -> StatementOfReasons:
     region = record.context.region_code
     where = f"In the region {region}" if region else "Wherever the service is used"
     lasts = f"{where}, for this text only and for good; the conversation itself is not restricted."
+    if decision.stage is Stage.SIGNAL:
+        lasts = f"{where}, and for a time: new turns are taken again when the cause is gone."
     what = _RESTRICTIONS[decision.stage, decision.action]
     return StatementOfReasons(
         reason=_reason(decision),
@@ -119,6 +127,9 @@ def _reason(decision: Decision) -> str:
 
 def _facts(record: DecisionRecord) -> str:
     decision, context = record.decision, record.context
+    if decision.stage is Stage.SIGNAL:
+        held = "; ".join(hit.expression for hit in decision.rules)
+        return f"On {record.created_at:%Y-%m-%d at %H:%M:%S} UTC this held: {held}. No text was judged."
     parts = [
         f"On {record.created_at:%Y-%m-%d at %H:%M:%S} UTC {_SPOKEN[decision.stage]} was judged"
         f" by version {decision.bundle_version} of the rules"
@@ -143,8 +154,10 @@ def _facts(record: DecisionRecord) -> str:
 
 
 def _automated_means(decision: Decision) -> str:
+    if decision.category == KILL_SWITCH:
+        return "A person who keeps the service decided; machines carried it out."
     if decision.stage is Stage.SIGNAL:
-        return "Use of the service was counted, and the decision was taken, by automated means; no person took part."
+        return "Turns were counted or compared, and the decision was taken, by automated means; no person took part."
     means = ["patterns"] if decision.matches else []
     if decision.scores:
         means.append("classifiers that estimate how likely a text is of a category, and can be wrong")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+from personae_runtime.abuse.guard import Origin
 from personae_runtime.errors import Unavailable
 from personae_runtime.ledger.memories import MemoryLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow, TurnRow
@@ -61,12 +62,14 @@ class SessionService:
         text: str,
         *,
         received: float | None = None,
+        origin: Origin = Origin(),  # noqa: B008 - immutable
         expiry: Expiry | None = None,
         forwarded: bool = False,
     ) -> AsyncGenerator[Seen, None]:
         """One turn's events, from turn_started to the terminal one, or to go_away.
 
         Args:
+            origin: what the caller says of where the person's words come from.
             expiry: ends the stream, not the turn, with its error.
             forwarded: the call comes from another process, on behalf of its client.
 
@@ -76,7 +79,7 @@ class SessionService:
             ResourceExhausted: this view lagged too far (reason SLOW_CONSUMER).
             LedgerUnavailable: the turn's end could not be recorded.
         """
-        turn = await self._runner.admit(session, turn_id, text, received=received)
+        turn = await self._runner.admit(session, turn_id, text, received=received, origin=origin)
         if turn is None:
             turn_no = (await self._sessions.turn(session, turn_id)).turn_no
             async for seen in self._replay(session, 0, turn_no):

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
+from uuid import UUID, uuid4
 
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
+from personae_runtime.abuse.guard import AbuseGuard, Attempt, Origin, Ticket
 from personae_runtime.config import Settings
 from personae_runtime.engines.engine import Engine, EngineFinish, GenerateRequest, Message
 from personae_runtime.engines.registry import Engines
@@ -39,10 +41,11 @@ from personae_runtime.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from personae_runtime.ledger.control import ControlWatcher, Watch, require_speech
+from personae_runtime.ledger.control import ControlWatcher, Standing, Watch, require_speech
 from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.profiles import ProfileLedger, place
 from personae_runtime.ledger.sessions import Admission, SessionLedger, SessionRow, turn_memory
+from personae_runtime.ledger.usage import UsageExchange
 from personae_runtime.ledger.vault import Scope, ScopeCipher, Vault
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.facts import Draw, Statement
@@ -59,7 +62,9 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.protocols import Tier
 from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.policy.rollout import Policies, Shadow, ShadowDecision
-from personae_runtime.provenance.label import NO_ORIGIN, Origin
+from personae_runtime.policy.signals import killed_by
+from personae_runtime.provenance.label import NO_ORIGIN
+from personae_runtime.provenance.label import Origin as Writer
 from personae_runtime.sessions.events import (
     Body,
     Event,
@@ -160,12 +165,21 @@ class LiveTurn:
     # What judges this turn to its end, and what only watches.
     rules: Policy = field(kw_only=True)
     shadow: Shadow | None = None
-    origin: Origin = NO_ORIGIN
+    origin: Writer = NO_ORIGIN
+    ticket: Ticket | None = None
+
+    killed_by: str = ""
 
     @property
     def request_id(self) -> str:
         """The engine's name for the generation."""
         return f"{self.session.session_pk}/{self.admission.turn_no}"
+
+    def lose(self, standing: Standing) -> None:
+        """End the turn because its persona may not speak any more, for a reason that may be gone when it has ended."""
+        if standing.killed and not self.stop_reason:
+            self.killed_by = standing.reason
+        self.stop("KILLED" if standing.killed else "WITHDRAWN")
 
     def stop(self, reason: str) -> None:
         """End the turn early; the first reason counts. Safe to call from anywhere in the loop."""
@@ -182,6 +196,7 @@ class TurnRunner:
     Everything it is given is started; it owns only the turns.
 
     Args:
+        guard: asked before each turn; `usage` tells it of other processes.
         draw: the facts that the person's words state; none unless given.
         profiles: None puts no card before the model.
         record_shadow: what a candidate bundle would have decided in a turn goes there.
@@ -202,6 +217,8 @@ class TurnRunner:
         writer: EventWriter,
         control: ControlWatcher,
         telemetry: Telemetry,
+        guard: AbuseGuard,
+        usage: UsageExchange,
         draw: Draw = lambda record, context: (),
         profiles: ProfileLedger | None = None,
         record_shadow: Callable[[Shadow, list[ShadowDecision]], Awaitable[None]] | None = None,
@@ -222,9 +239,10 @@ class TurnRunner:
         self._writer = writer
         self._control = control
         self._telemetry = telemetry
+        self._guard = guard
+        self._usage = usage
         self._compiled: OrderedDict[tuple[str, str, int, str, str], CompiledPersona] = OrderedDict()
         self._histories: OrderedDict[tuple[str, int], list[PastTurn]] = OrderedDict()
-        self._recent: OrderedDict[str, deque[float]] = OrderedDict()
         self._admitting = 0
         self._running = 0
         self._admissions: set[asyncio.Future[LiveTurn | None]] = set()
@@ -236,7 +254,13 @@ class TurnRunner:
     # -- admit ---------------------------------------------------------------
 
     async def admit(
-        self, session: SessionRow, turn_id: str, text: str, *, received: float | None = None
+        self,
+        session: SessionRow,
+        turn_id: str,
+        text: str,
+        *,
+        received: float | None = None,
+        origin: Origin = Origin(),  # noqa: B008 - immutable
     ) -> LiveTurn | None:
         """Admit and start a turn, or join it if it runs here already; None if it has ended.
 
@@ -245,19 +269,23 @@ class TurnRunner:
 
         Raises:
             AlreadyExists, Aborted, FailedPrecondition: see `SessionLedger.admit`.
-            ResourceExhausted: too many turns, here or by this user.
+            ResourceExhausted: too many turns, here or by this user, or see `AbuseGuard`.
             InvalidArgument: the text alone does not fit the model's context.
             OwnedElsewhere: another process runs this turn.
             Draining: no more turns are admitted here.
         """
         # A client that leaves must not cut an admission in two: what is recorded must also run.
-        admitting = asyncio.ensure_future(self._admit_once(session, turn_id, text, received or time.monotonic()))
+        admitting = asyncio.ensure_future(
+            self._admit_once(session, turn_id, text, received or time.monotonic(), origin)
+        )
         self._admissions.add(admitting)
         admitting.add_done_callback(self._admissions.discard)
         admitting.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(admitting)
 
-    async def _admit_once(self, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
+    async def _admit_once(
+        self, session: SessionRow, turn_id: str, text: str, received: float, origin: Origin
+    ) -> LiveTurn | None:
         async with self.hubs.locked(session.session_pk) as hub:
             hub.scope = session.scope
             if hub.turn is not None and hub.turn.turn_id == turn_id and hub.turn.text == text:
@@ -272,11 +300,13 @@ class TurnRunner:
                 await self._raise_unless_known(session, turn_id, running)
             self._admitting += 1
             try:
-                return await self._admit(hub, session, turn_id, text, received)
+                return await self._admit(hub, session, turn_id, text, received, origin)
             finally:
                 self._admitting -= 1
 
-    async def _admit(self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float) -> LiveTurn | None:
+    async def _admit(
+        self, hub: Hub, session: SessionRow, turn_id: str, text: str, received: float, origin: Origin
+    ) -> LiveTurn | None:
         context = otel_context.get_current()
         with self._telemetry.stage(names.SPAN_ADMIT, context):
             persona = await self._persona(session)
@@ -286,6 +316,7 @@ class TurnRunner:
             if full is not None:
                 # A repeat is not new load: only a turn that would be new is turned away.
                 await self._raise_unless_known(session, turn_id, full)
+            ticket = None if full is not None else await self._leave_for(session, turn_id, text, origin)
             started = TurnStarted(disclosure=session.disclosure, revision=session.revision)
             policy = PolicyContext(
                 persona.type,
@@ -296,16 +327,23 @@ class TurnRunner:
                 revision=session.revision,
             )
             rules = self._policy.of(session.tenant, session.name.session_name())
-            origin = Origin(persona.engine.model, persona.definition.adapter, rules.version)
-            admission = await self._sessions.admit(
-                session,
-                cipher,
-                turn_id,
-                text,
-                started,
-                lambda clocks, now, first: rules.protocols.attend(clocks, now, policy, first=first),
-                origin,
-            )
+            writer = Writer(persona.engine.model, persona.definition.adapter, rules.version)
+            try:
+                admission = await self._sessions.admit(
+                    session,
+                    cipher,
+                    turn_id,
+                    text,
+                    started,
+                    lambda clocks, now, first: rules.protocols.attend(clocks, now, policy, first=first),
+                    writer,
+                )
+            except BaseException:
+                if ticket is not None:
+                    self._guard.dropped(ticket)
+                raise
+        if ticket is not None and not admission.new:
+            self._guard.dropped(ticket)
         if not admission.new:
             if not admission.running:
                 return None
@@ -317,7 +355,6 @@ class TurnRunner:
             # Ours, yet nothing runs it: its admission's acknowledgement was lost.
             await self._close_orphan(session.session_pk, admission.turn_no)
             return None
-        self._count_turn(session)
         turn = LiveTurn(
             rules=rules,
             shadow=self._shadow(policy),
@@ -335,14 +372,15 @@ class TurnRunner:
                 session.revision,
                 session.user,
                 admission.standing,
-                on_withdrawn=lambda: turn.stop("WITHDRAWN"),
+                on_withdrawn=lambda: turn.lose(turn.watch.standing),
             ),
             context=context,
             history_from=admission.history_from,
+            ticket=ticket,
             policy=policy,
-            origin=origin,
+            origin=writer,
         )
-        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started, origin))
+        turn.events.append(Event(admission.first_event_id, turn_id, admission.admitted_at, started, writer))
         turn.events += admission.notices
         turn.recorder = Recorder(
             turn_id,
@@ -355,7 +393,7 @@ class TurnRunner:
             pause_s=self._pause_s,
             on_lateness=self._telemetry.delta_lateness.record,
             max_pending_chars=self._settings.sessions.coalesce_max_chars,
-            origin=origin,
+            origin=writer,
         )
         turn.recorder.on_failure = lambda: turn.stop("LEDGER_UNAVAILABLE")
         self._control.add(turn.watch, admission.epoch)
@@ -383,17 +421,34 @@ class TurnRunner:
         capacity = engine.capacity()
         if capacity.running >= capacity.max_concurrent and capacity.waiting >= capacity.max_waiting:
             return EngineOverloaded("the engine's queue is full", retry_after_s=1.0)
-        recent = self._recent.get(session.scope)
-        if recent is not None:
-            while recent and recent[0] < time.monotonic() - 60:
-                recent.popleft()
-            if len(recent) >= limits.turns_per_minute:
-                return ResourceExhausted(
-                    f"more than {limits.turns_per_minute} turns in a minute for one user",
-                    reason="QUOTA_EXCEEDED",
-                    retry_after_s=max(0.1, recent[0] + 60 - time.monotonic()),
-                    violations=((session.name.user_name(), f"{limits.turns_per_minute} turns per minute"),),
-                )
+        return None
+
+    async def _leave_for(self, session: SessionRow, turn_id: str, text: str, origin: Origin) -> Ticket | None:
+        """Leave to begin a turn by what its people and places do; None for a turn that is known."""
+        asked = self._guard.ask(
+            Attempt(
+                tenant=session.tenant,
+                persona=session.persona,
+                owner=session.owner,
+                person=session.scope,
+                user_name=session.name.user_name(),
+                origin=origin,
+                text=text,
+            )
+        )
+        if isinstance(asked, Ticket):
+            return asked
+        try:
+            await self._raise_unless_known(session, turn_id, asked.error)
+        except ResourceExhausted:
+            self._telemetry.abuse_refusals.add(1, {names.ATTR_REASON: asked.error.reason})
+            if asked.decision is not None:
+                try:
+                    await self._sessions.decide(session, 0, asked.decision)
+                except PersonaeError as error:
+                    # Refused all the same.
+                    _log.warning("refusal_not_recorded", reason=error.reason)
+            raise
         return None
 
     async def _raise_unless_known(self, session: SessionRow, turn_id: str, refusal: PersonaeError) -> None:
@@ -401,13 +456,6 @@ class TurnRunner:
             await self._sessions.turn(session, turn_id)
         except PersonaeError:
             raise refusal from None
-
-    def _count_turn(self, session: SessionRow) -> None:
-        recent = self._recent.setdefault(session.scope, deque())
-        self._recent.move_to_end(session.scope)
-        recent.append(time.monotonic())
-        if len(self._recent) > _CACHED_HISTORIES:
-            self._recent.popitem(last=False)
 
     def _check_length(self, persona: CompiledPersona, text: str) -> None:
         room = self._prompt_room(persona) - persona.prefix_tokens
@@ -484,7 +532,7 @@ class TurnRunner:
 
     async def _gate_input(self, turn: LiveTurn) -> Decision:
         with self._telemetry.stage(names.SPAN_GATE_INPUT, turn.context) as span:
-            signals = {"turns_per_minute": float(len(self._recent.get(turn.session.scope, ())))}
+            signals = {"turns_per_minute": float(self._guard.turns_of(turn.session.scope))}
             behaviour = turn.rules.judge_signals(signals, turn.policy)
             self._saw(turn, "", behaviour)
             if behaviour.rules:
@@ -778,6 +826,10 @@ class TurnRunner:
             self._remember_interrupted(turn)
         now = datetime.now(UTC)
         tail: list[Body] = []
+        killed: tuple[UUID, Decision] | None = None
+        if turn.killed_by:
+            killed = uuid4(), killed_by(turn.killed_by, self._policy.version)
+            tail.append(_told(*killed))
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))
         tail += [self._latency(turn), outcome]
@@ -799,6 +851,10 @@ class TurnRunner:
                             )
                             error = Unavailable("the turn ended unseen; attach again", retry_after_s=0.1)
                             break
+                        if killed is not None:
+                            await self._sessions.decide(
+                                turn.session, turn.admission.turn_no, killed[1], decision_id=killed[0]
+                            )
                         await self._sessions.finish(
                             turn.session,
                             turn.admission.turn_no,
@@ -827,6 +883,8 @@ class TurnRunner:
         if turn.hub.turn is turn:
             turn.hub.turn = None
             self._running -= 1
+        if turn.ticket is not None:
+            self._guard.ended(turn.ticket)
         if error is None:
             cached = self._histories.get(_history_key(turn))
             if cached is not None and (cached[-1].turn_no if cached else 0) == turn.admission.turn_no - 1:
@@ -894,6 +952,8 @@ class TurnRunner:
         )
         if decision.reason_code == SCORER_FAILED:
             self._telemetry.gate_failures.add(1, {names.ATTR_POLICY_STAGE: decision.stage.value})
+        if turn.ticket is not None:
+            self._guard.decided(turn.ticket, decision)
         if not decision.rules and decision.action is Action.ALLOW:
             return
         tier = turn.rules.protocols.held_tier(decision) if decision.stage is Stage.INPUT else Tier.NONE
@@ -902,15 +962,7 @@ class TurnRunner:
             span.set_attribute(names.ATTR_POLICY_ACTION, decision.action.value)
             span.set_attribute(names.ATTR_POLICY_REASON_CODE, decision.reason_code)
         if decision.action is not Action.ALLOW:
-            turn.recorder.emit(
-                PolicyEvent(
-                    action=decision.action.value,
-                    category=decision.category,
-                    reason_code=decision.reason_code,
-                    stage=decision.stage.value,
-                    decision=str(decision_id),
-                )
-            )
+            turn.recorder.emit(_told(decision_id, decision))
         if decision.notice_text:
             turn.recorder.emit(Notice(decision.notice_code, decision.notice_text))
 
@@ -998,6 +1050,7 @@ class TurnRunner:
         while not stop.is_set():
             now = time.monotonic()
             self._cancel_abandoned(now)
+            self._telemetry.abuse_breakers.set(self._guard.not_closed())
             self._telemetry.queue_depth.set(sum(engine.capacity().waiting for engine in self._engines))
             if now - renewed >= renew_every:
                 renewed = now
@@ -1028,6 +1081,7 @@ class TurnRunner:
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
+                await self._usage.exchange(alone=self._sessions.alone)
                 if not self._sessions.alone:
                     await self.look_elsewhere()
             except PersonaeError as error:
@@ -1108,7 +1162,7 @@ class TurnRunner:
             if hub.scope in scopes and hub.turn is None:
                 hub.end(_changed_elsewhere())
         for scope in scopes:
-            self._recent.pop(scope, None)
+            self._guard.forget(scope)
 
     # -- drain ---------------------------------------------------------------
 
@@ -1177,6 +1231,16 @@ class TurnRunner:
 
 def _history_key(turn: LiveTurn) -> tuple[str, int]:
     return turn.session.scope, turn.session.session_pk
+
+
+def _told(decision_id: UUID, decision: Decision) -> PolicyEvent:
+    return PolicyEvent(
+        action=decision.action.value,
+        category=decision.category,
+        reason_code=decision.reason_code,
+        stage=decision.stage.value,
+        decision=str(decision_id),
+    )
 
 
 def _go_away(time_left_s: float) -> Event:

@@ -68,6 +68,9 @@ class Telemetry:
         gate_failures: counter of scorers that failed or timed out, each of which blocked.
         shadow_decisions: counter of what candidate bundles would have decided, by stage and whether that differs.
         bundles_refused: gauge of tenants whose published bundle does not load here.
+        kill_switches: gauge of those in force, by kind, as this process knows them.
+        abuse_refusals: counter of turns refused by a limit or a breaker, by reason.
+        abuse_breakers: gauge of circuit breakers that are not closed.
         reviews_open, reviews_overdue: gauges of the ledger's, the same from every gateway.
         recall_duration: histogram.
         recall_fallbacks: counter of recalls that went on without the dense arm.
@@ -117,6 +120,9 @@ class Telemetry:
         self.bundles_refused = meter.create_gauge(
             names.METRIC_BUNDLES_REFUSED, "{tenant}", "Tenants whose published bundle does not load here."
         )
+        self.kill_switches = meter.create_gauge(names.METRIC_KILL_SWITCHES, "{switch}", "Kill switches in force.")
+        self.abuse_refusals = meter.create_counter(names.METRIC_ABUSE_REFUSALS, "{turn}", "Turns refused by limits.")
+        self.abuse_breakers = meter.create_gauge(names.METRIC_ABUSE_BREAKERS, "{breaker}", "Breakers not closed.")
         self.reviews_open = meter.create_gauge(names.METRIC_REVIEWS_OPEN, "{review}", "Reviews that wait.")
         self.reviews_overdue = meter.create_gauge(names.METRIC_REVIEWS_OVERDUE, "{review}", "Reviews past their time.")
         self.recall_duration = seconds(names.METRIC_RECALL_DURATION, "Duration of a recall.")

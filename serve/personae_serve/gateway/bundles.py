@@ -39,12 +39,13 @@ class PolicyBundleServicer(PolicyServicer):
         decisions: DecisionLedger,
         reviews: ReviewLedger,
         protocols: ProtocolLedger,
+        switches: SwitchLedger,
         vault: Vault,
         redress: str,
         bundles: BundleLedger,
         keeper: BundleKeeper,
     ) -> None:
-        super().__init__(policy, decisions, reviews, protocols, vault, redress)
+        super().__init__(policy, decisions, reviews, protocols, switches, vault, redress)
         self._bundles = bundles
         self._keeper = keeper
         # A dry run takes a while; one at a time leaves the rest to turns.

@@ -25,6 +25,7 @@ from personae_runtime.ledger.documents import DocumentRow
 from personae_runtime.ledger.personas import PersonaRow, RevisionRow
 from personae_runtime.ledger.profiles import ProfileRow
 from personae_runtime.ledger.sessions import SessionRow, TurnRow
+from personae_runtime.ledger.switches import KillSwitch, SwitchKind
 from personae_runtime.memory.index import Place
 from personae_runtime.memory.passages import Passage
 from personae_runtime.memory.store import FactDetail, MemoryRecord
@@ -524,6 +525,26 @@ def explanation(
         appeal_expire_time=timestamp(appealable_until),
         signals=dict(content.signals),
     )
+
+
+def kill_switch(row: KillSwitch) -> policy_service_pb2.KillSwitch:
+    message = policy_service_pb2.KillSwitch(
+        name=row.name,
+        reason=row.reason,
+        creator=row.created_by,
+        create_time=timestamp(row.created_at),
+        lift_reason=row.lift_reason,
+        lifter=row.lifted_by,
+        lift_time=timestamp(row.lifted_at),
+    )
+    match row.kind:
+        case SwitchKind.TENANT:
+            message.whole_tenant = True
+        case SwitchKind.PERSONA:
+            message.persona = Name(row.tenant, row.target).persona_name()
+        case SwitchKind.RULE:
+            message.rule_id = row.target
+    return message
 
 
 def consent(row: ConsentRow) -> policy_service_pb2.ConsentEvent:

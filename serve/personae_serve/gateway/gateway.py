@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
+from personae_runtime.abuse.guard import AbuseGuard
 from personae_runtime.config import ApiKey, Settings
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import LedgerUnavailable
@@ -31,6 +32,8 @@ from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reports import ReportLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger
+from personae_runtime.ledger.switches import SwitchLedger
+from personae_runtime.ledger.usage import UsageExchange
 from personae_runtime.ledger.writer import EventWriter
 from personae_runtime.memory.extraction import Extractor
 from personae_runtime.memory.facts import drawing
@@ -195,11 +198,23 @@ class Gateway:
             await bundles.record_shadow(shadow.context, shadow.bundle, found)
 
         control = ControlWatcher(stores.database)
+
+        def tell_switches(counts: Mapping[str, int]) -> None:
+            for kind, count in counts.items():
+                telemetry.kill_switches.set(count, {names.ATTR_SWITCH_KIND: kind})
+
+        control.on_switches = tell_switches
         await through_outage(control.start)
         stack.push_async_callback(control.close)
         memory = self._memory
         corpus = None if memory is None else Corpus(memory.passages, stores.documents)
         profiles = ProfileLedger(stores.database, stores.vault, stores.memories.facts)
+        guard = AbuseGuard(
+            settings.abuse,
+            settings.sessions.turns_per_minute,
+            bytes.fromhex(stores.vault.pseudonym("near-duplicates")),
+            lambda: policy.version,
+        )
         self.runner = runner = TurnRunner(
             settings,
             engines=self._engines,
@@ -213,6 +228,10 @@ class Gateway:
             writer=writer,
             control=control,
             telemetry=telemetry,
+            guard=guard,
+            usage=UsageExchange(
+                stores.database, guard, gateway=self._host_id, keep_s=settings.abuse.duplicate_window_s
+            ),
             draw=draw,
             profiles=profiles if settings.memory.enabled else None,
             record_shadow=record_shadow,
@@ -232,6 +251,7 @@ class Gateway:
             await sessions.acknowledge(epoch)
 
         control.on_epoch = heard
+        policy.rules_off = control.rules_off
         erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
         log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
         self.eraser = eraser = Eraser(
@@ -262,7 +282,7 @@ class Gateway:
         self.server = GatewayServer(
             settings.gateway,
             GatewayInterceptor(Authenticator(self._keys, tokens), telemetry),
-            personas=PersonaServicer(personas, self._engines, stores.vault),
+            personas=PersonaServicer(personas, self._engines, stores.vault, settings.abuse.personas_per_day_by_owner),
             sessions=SessionServicer(
                 service, sessions, personas, policies, stores.vault, telemetry, self.load, self.peers
             ),
@@ -294,6 +314,7 @@ class Gateway:
                 DecisionLedger(stores.database),
                 reviews,
                 ProtocolLedger(stores.database),
+                SwitchLedger(stores.database, stores.vault),
                 stores.vault,
                 settings.policy.redress,
                 bundles,

@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -34,11 +35,13 @@ from personae.v1 import (
     session_service_pb2_grpc,
 )
 from personae_runtime import names
+from personae_runtime.abuse.guard import Origin
 from personae_runtime.engines.registry import Engines
 from personae_runtime.errors import (
     FailedPrecondition,
     GatewayOverloaded,
     InvalidArgument,
+    NotFound,
     OwnedElsewhere,
     PermissionDenied,
     ResourceExhausted,
@@ -54,6 +57,7 @@ from personae_runtime.ledger.profiles import EMPTY, ProfileLedger
 from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.sessions import SessionLedger, SessionRow
+from personae_runtime.ledger.switches import SwitchKind, SwitchLedger
 from personae_runtime.ledger.vault import Scope, ScopeErased, Vault
 from personae_runtime.memory.facts import Draw, Statement, is_persons
 from personae_runtime.memory.index import PointKind
@@ -96,6 +100,24 @@ def _own(kind: str, value: str, field: str = "name") -> Name:
 
 def _page_size(asked: int) -> int:
     return min(asked or DEFAULT_PAGE, MAX_PAGE)
+
+
+def _hashed(vault: Vault, kind: str, tenant: str, value: str) -> str:
+    """What stands for somebody's owner, device or network within a tenant; empty for nothing."""
+    return vault.pseudonym(kind, tenant, value) if value else ""
+
+
+def _network(value: str) -> str:
+    """An address as what its holder can't change at will: of IPv6 the /64 (RFC 6177 gives a site at least one)."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return value
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.IPv6Network((address.packed, 64), strict=False))
+    return str(address)
 
 
 class _Api:
@@ -155,10 +177,16 @@ def rules_of(persona: PersonaRow) -> PolicyContext:
 
 
 class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
-    """`personae.v1.PersonaService`."""
+    """`personae.v1.PersonaService`.
 
-    def __init__(self, personas: PersonaLedger, engines: Engines, vault: Vault) -> None:
+    Args:
+        most_a_day: personas that one owner may create; 0 is any number.
+    """
+
+    def __init__(self, personas: PersonaLedger, engines: Engines, vault: Vault, most_a_day: int) -> None:
         self._personas = personas
+        self._vault = vault
+        self._most_a_day = most_a_day
         self._engines = engines
         self._api = _Api(vault)
 
@@ -176,6 +204,8 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
             request.persona.display_name,
             kind,
             self._api.mutation("CreatePersona", request),
+            owner=_hashed(self._vault, "owner", tenant, request.persona.owner),
+            most_a_day=self._most_a_day,
         )
         return convert.persona(row)
 
@@ -290,6 +320,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         self._sessions = sessions
         self._personas = personas
         self._policy = policy
+        self._vault = vault
         self._api = _Api(vault)
 
     async def _session(self, name: Name) -> SessionRow:
@@ -311,7 +342,8 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         persona = await self._personas.get(parent)
         age_band = convert.age_band_to_text(request.session.age_band)
         disclosure = self._policy.of(parent.tenant).disclosure(
-            PolicyContext(persona.type, AgeBand(age_band), request.session.region_code), persona.display_name
+            PolicyContext(persona.type, AgeBand(age_band), request.session.region_code, parent.tenant),
+            persona.display_name,
         )
         row = await self._sessions.create(
             parent,
@@ -386,6 +418,10 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
             request.turn_id,
             request.text,
             received=begun,
+            origin=Origin(
+                device=_hashed(self._vault, "device", name.tenant, request.client.device),
+                network=_hashed(self._vault, "network", name.tenant, _network(request.client.network)),
+            ),
             expiry=CALLER.get().expiry(),
             forwarded=is_forwarded(context),
         )
@@ -780,6 +816,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         name = _own("memory", source.name, "memory.name")
         changes = _changes(source, list(request.update_mask.paths))
         persona = await self._personas.get(Name(name.tenant, name.persona))
+        context_of_persona = PolicyContext(persona.type, tenant=persona.tenant)
         if "text" in changes:
             await self._require_memorable(source.text, rules_of(persona))
         context_of_persona = rules_of(persona)
@@ -985,6 +1022,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
     """`personae.v1.PolicyService`.
 
     Args:
+        switches: kill switches.
         redress: what statements of reasons say a person can do about a decision.
     """
 
@@ -994,10 +1032,12 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         decisions: DecisionLedger,
         reviews: ReviewLedger,
         protocols: ProtocolLedger,
+        switches: SwitchLedger,
         vault: Vault,
         redress: str,
     ) -> None:
         self._policy = policy
+        self._switches = switches
         self._decisions = decisions
         self._protocols = protocols
         self._reviews = reviews
@@ -1095,6 +1135,82 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         )
         return policy_service_pb2.ListDecisionsResponse(
             decisions=[convert.decision(row) for row in rows], next_page_token=token
+        )
+
+    async def CreateKillSwitch(
+        self, request: policy_service_pb2.CreateKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        tenant = _own("tenant", request.parent, "parent").tenant
+        given = request.kill_switch
+        kind, target = SwitchKind.TENANT, ""
+        if given.HasField("persona"):
+            persona = _own("persona", given.persona, "kill_switch.persona")
+            kind, target = SwitchKind.PERSONA, persona.persona
+        elif given.HasField("rule_id"):
+            kind, target = SwitchKind.RULE, given.rule_id
+            self._require_switchable(tenant, target)
+        return convert.kill_switch(
+            await self._switches.throw(
+                tenant,
+                kind,
+                target,
+                reason=given.reason,
+                by=CALLER.get().key_id,
+                mutation=self._api.mutation("CreateKillSwitch", request),
+            )
+        )
+
+    def _require_switchable(self, tenant: str, rule_id: str) -> None:
+        bundle = self._policy.of(tenant).bundle
+        if rule_id in bundle.switchable:
+            return
+        if rule_id not in {rule.spec.id for rule in bundle.rules}:
+            raise NotFound(f"bundle {bundle.version} has no rule {rule_id!r}")
+        raise FailedPrecondition(
+            f"rule {rule_id!r} is part of a protocol, rests on a law, shields minors or escalates, and can't be"
+            " switched off",
+            reason="RULE_PROTECTED",
+            violations=(("kill_switch.rule_id", "a rule that is not protected"),),
+        )
+
+    async def GetKillSwitch(
+        self, request: policy_service_pb2.GetKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        name = _own("kill_switch", request.name)
+        return convert.kill_switch(await self._switches.get(name.tenant, UUID(name.kill_switch)))
+
+    async def ListKillSwitches(
+        self, request: policy_service_pb2.ListKillSwitchesRequest, context: Context
+    ) -> policy_service_pb2.ListKillSwitchesResponse:
+        parent = _own("tenant", request.parent, "parent")
+        size = _page_size(request.page_size)
+        bound = f"{request.parent}?lifted={request.show_lifted}"
+        place = self._api.page_place(request.page_token, "ListKillSwitches", bound)
+        rows = await self._switches.list_switches(
+            parent.tenant,
+            lifted=request.show_lifted,
+            before=(datetime.fromisoformat(place[0]), UUID(place[1])) if place else None,
+            limit=size + 1,
+        )
+        rows, token = self._api.page(
+            rows, size, "ListKillSwitches", bound, lambda row: [row.created_at.isoformat(), str(row.switch_id)]
+        )
+        return policy_service_pb2.ListKillSwitchesResponse(
+            kill_switches=[convert.kill_switch(row) for row in rows], next_page_token=token
+        )
+
+    async def LiftKillSwitch(
+        self, request: policy_service_pb2.LiftKillSwitchRequest, context: Context
+    ) -> policy_service_pb2.KillSwitch:
+        name = _own("kill_switch", request.name)
+        return convert.kill_switch(
+            await self._switches.lift(
+                name.tenant,
+                UUID(name.kill_switch),
+                reason=request.reason,
+                by=CALLER.get().key_id,
+                mutation=self._api.mutation("LiftKillSwitch", request),
+            )
         )
 
 

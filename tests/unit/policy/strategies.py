@@ -24,9 +24,24 @@ FRAGMENTS = [
     "-" * 190, "/" * 195, "=" * 199, "\n.",
 ]  # fmt: skip
 
+# Harm only together with another of them.
+TOGETHER = ["knife ", "the knife. ", "neck", "a néck? ", "k\u200bnife\n", "999-1", "NECK, "]
+
+
+@st.composite
+def disguised(draw: st.DrawFn) -> str:
+    """A match with invisible characters in it, up to a few more than are ignored in a row."""
+    word = draw(st.sampled_from(["I am human", "forbidden fruit", "<|x|>", "123-45", "4111 1111 1111 1111"]))
+    runs = draw(st.dictionaries(st.integers(1, len(word) - 1), st.integers(1, 10), max_size=3))
+    kind = draw(st.sampled_from(INVISIBLE))
+    return "".join(kind * runs.get(at, 0) + character for at, character in enumerate(word))
+
+
 texts = st.lists(
     st.one_of(
         st.sampled_from(FRAGMENTS),
+        disguised(),
+        st.sampled_from(TOGETHER),
         st.sampled_from(INVISIBLE),
         st.text(alphabet="iamhun re.,-@19 \n<|x>", max_size=8),
         st.text(max_size=4),

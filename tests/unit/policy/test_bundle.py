@@ -229,6 +229,45 @@ def test_a_bundle_can_extend_the_one_that_ships_but_not_redefine_its_rules(tmp_p
         load_bundle(path, scorer, UNSIGNED)
 
 
+def test_no_rule_is_about_signals() -> None:
+    with pytest.raises(ConfigError, match="signal is for limits and kill switches"):
+        load(BUNDLE + rule(stage="signal"))
+
+
+def test_a_rule_that_is_switched_off_holds_no_more_and_a_protected_one_still_does() -> None:
+    protected = rule("kept", reason="KEPT").replace("category: test", "category: disclosure")
+    bundle = load(BUNDLE + rule("added", priority=9) + protected)
+    off = frozenset({"added", "kept", "no_such_rule"})
+
+    def hits(*, off: frozenset[str]) -> set[str]:
+        verdict = bundle.plan(Stage.INPUT, CONTEXT, off).evaluate(("human",), {}, 10)
+        return {hit.rule_id for hit in verdict.hits}
+
+    assert hits(off=frozenset()) == {"stop", "added", "kept"}
+    assert hits(off=off) == {"stop", "kept"}
+    assert hits(off=frozenset()) == {"stop", "added", "kept"}
+
+
+def test_what_protects_a_rule_from_a_kill_switch() -> None:
+    plain = rule()
+    assert "added" in load(BUNDLE + plain).switchable
+    for before, after in (
+        ("category: test", "category: self_harm"),
+        ("category: test", "category: minors"),
+        ("action: block", "action: escalate"),
+        ("description: added", "description: added\n    legal_basis: A law."),
+        ("when:", "scope: {age_bands: [teen, adult]}\n    when:"),
+    ):
+        assert "added" not in load(BUNDLE + plain.replace(before, after)).switchable, after
+
+
+def test_of_the_shipped_bundle_no_protocol_can_be_switched_off() -> None:
+    bundle = load_bundle(None, NgramScorer.load())
+    switchable = [r.spec for r in bundle.rules if r.spec.id in bundle.switchable]
+    assert {spec.category for spec in switchable}.isdisjoint({"self_harm", "identity", "disclosure"})
+    assert "markup_in_output" in bundle.switchable
+
+
 def test_a_missing_file_says_which_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy\.bundle: can't read .*nosuch"):
         load_bundle(tmp_path / "nosuch.yaml", WordScorer())

@@ -204,6 +204,7 @@ class TurnInterrupted(_message.Message):
         REASON_WITHDRAWN: _ClassVar[TurnInterrupted.Reason]
         REASON_LEDGER_UNAVAILABLE: _ClassVar[TurnInterrupted.Reason]
         REASON_TIMED_OUT: _ClassVar[TurnInterrupted.Reason]
+        REASON_KILLED: _ClassVar[TurnInterrupted.Reason]
     REASON_UNSPECIFIED: TurnInterrupted.Reason
     REASON_OWNER_LOST: TurnInterrupted.Reason
     REASON_CANCELLED: TurnInterrupted.Reason
@@ -212,6 +213,7 @@ class TurnInterrupted(_message.Message):
     REASON_WITHDRAWN: TurnInterrupted.Reason
     REASON_LEDGER_UNAVAILABLE: TurnInterrupted.Reason
     REASON_TIMED_OUT: TurnInterrupted.Reason
+    REASON_KILLED: TurnInterrupted.Reason
     DELIVERED_CHARS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     delivered_chars: int

@@ -271,6 +271,76 @@ class StatementOfReasons(_message.Message):
     redress: str
     def __init__(self, reason: _Optional[str] = ..., restriction: _Optional[str] = ..., facts: _Optional[str] = ..., automated_means: _Optional[str] = ..., legal_ground: _Optional[str] = ..., contractual_ground: _Optional[str] = ..., redress: _Optional[str] = ...) -> None: ...
 
+class KillSwitch(_message.Message):
+    __slots__ = ("name", "whole_tenant", "persona", "rule_id", "reason", "creator", "create_time", "lift_time", "lift_reason", "lifter")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_TENANT_FIELD_NUMBER: _ClassVar[int]
+    PERSONA_FIELD_NUMBER: _ClassVar[int]
+    RULE_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LIFT_TIME_FIELD_NUMBER: _ClassVar[int]
+    LIFT_REASON_FIELD_NUMBER: _ClassVar[int]
+    LIFTER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    whole_tenant: bool
+    persona: str
+    rule_id: str
+    reason: str
+    creator: str
+    create_time: _timestamp_pb2.Timestamp
+    lift_time: _timestamp_pb2.Timestamp
+    lift_reason: str
+    lifter: str
+    def __init__(self, name: _Optional[str] = ..., whole_tenant: _Optional[bool] = ..., persona: _Optional[str] = ..., rule_id: _Optional[str] = ..., reason: _Optional[str] = ..., creator: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., lift_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., lift_reason: _Optional[str] = ..., lifter: _Optional[str] = ...) -> None: ...
+
+class CreateKillSwitchRequest(_message.Message):
+    __slots__ = ("parent", "kill_switch", "request_id")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    KILL_SWITCH_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    kill_switch: KillSwitch
+    request_id: str
+    def __init__(self, parent: _Optional[str] = ..., kill_switch: _Optional[_Union[KillSwitch, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class GetKillSwitchRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListKillSwitchesRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token", "show_lifted")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SHOW_LIFTED_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    show_lifted: bool
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., show_lifted: _Optional[bool] = ...) -> None: ...
+
+class ListKillSwitchesResponse(_message.Message):
+    __slots__ = ("kill_switches", "next_page_token")
+    KILL_SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    kill_switches: _containers.RepeatedCompositeFieldContainer[KillSwitch]
+    next_page_token: str
+    def __init__(self, kill_switches: _Optional[_Iterable[_Union[KillSwitch, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class LiftKillSwitchRequest(_message.Message):
+    __slots__ = ("name", "reason", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
 class ConsentEvent(_message.Message):
     __slots__ = ("subject", "purpose", "state", "evidence", "event_time")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]

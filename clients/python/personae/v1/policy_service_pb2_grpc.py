@@ -101,6 +101,26 @@ class PolicyServiceStub:
                 request_serializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.SerializeToString,
                 response_deserializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.FromString,
                 _registered_method=True)
+        self.CreateKillSwitch = channel.unary_unary(
+                '/personae.v1.PolicyService/CreateKillSwitch',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.CreateKillSwitchRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
+                _registered_method=True)
+        self.GetKillSwitch = channel.unary_unary(
+                '/personae.v1.PolicyService/GetKillSwitch',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.GetKillSwitchRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
+                _registered_method=True)
+        self.ListKillSwitches = channel.unary_unary(
+                '/personae.v1.PolicyService/ListKillSwitches',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesResponse.FromString,
+                _registered_method=True)
+        self.LiftKillSwitch = channel.unary_unary(
+                '/personae.v1.PolicyService/LiftKillSwitch',
+                request_serializer=personae_dot_v1_dot_policy__service__pb2.LiftKillSwitchRequest.SerializeToString,
+                response_deserializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -202,6 +222,37 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateKillSwitch(self, request, context):
+        """Switches off a tenant, a persona or a rule on every gateway, until it is
+        lifted. What runs of a tenant or a persona stops with a decision that says
+        so; new turns and sessions fail with FAILED_PRECONDITION and reason
+        TENANT_KILLED or PERSONA_KILLED. A rule that is part of a protocol, rests on
+        a law, shields minors or escalates can't be switched off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKillSwitch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKillSwitches(self, request, context):
+        """Lists kill switches, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftKillSwitch(self, request, context):
+        """Lets what was switched off go on. Lifting twice is the same as once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +320,26 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.CountCrisisReferrals,
                     request_deserializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.FromString,
                     response_serializer=personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.SerializeToString,
+            ),
+            'CreateKillSwitch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateKillSwitch,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.CreateKillSwitchRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.SerializeToString,
+            ),
+            'GetKillSwitch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKillSwitch,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.GetKillSwitchRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.SerializeToString,
+            ),
+            'ListKillSwitches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKillSwitches,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesResponse.SerializeToString,
+            ),
+            'LiftKillSwitch': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftKillSwitch,
+                    request_deserializer=personae_dot_v1_dot_policy__service__pb2.LiftKillSwitchRequest.FromString,
+                    response_serializer=personae_dot_v1_dot_policy__service__pb2.KillSwitch.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -623,6 +694,114 @@ class PolicyService:
             '/personae.v1.PolicyService/CountCrisisReferrals',
             personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsRequest.SerializeToString,
             personae_dot_v1_dot_policy__service__pb2.CountCrisisReferralsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateKillSwitch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/CreateKillSwitch',
+            personae_dot_v1_dot_policy__service__pb2.CreateKillSwitchRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKillSwitch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/GetKillSwitch',
+            personae_dot_v1_dot_policy__service__pb2.GetKillSwitchRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKillSwitches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/ListKillSwitches',
+            personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.ListKillSwitchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftKillSwitch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/personae.v1.PolicyService/LiftKillSwitch',
+            personae_dot_v1_dot_policy__service__pb2.LiftKillSwitchRequest.SerializeToString,
+            personae_dot_v1_dot_policy__service__pb2.KillSwitch.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,18 @@ class PolicyServiceStub:
     """How often people were referred to crisis services, by day, region and tier:
     counts alone, which stay when people are erased.
     """
+    CreateKillSwitch: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.CreateKillSwitchRequest, _policy_service_pb2.KillSwitch]
+    """Switches off a tenant, a persona or a rule on every gateway, until it is
+    lifted. What runs of a tenant or a persona stops with a decision that says
+    so; new turns and sessions fail with FAILED_PRECONDITION and reason
+    TENANT_KILLED or PERSONA_KILLED. A rule that is part of a protocol, rests on
+    a law, shields minors or escalates can't be switched off.
+    """
+    GetKillSwitch: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.GetKillSwitchRequest, _policy_service_pb2.KillSwitch]
+    ListKillSwitches: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.ListKillSwitchesRequest, _policy_service_pb2.ListKillSwitchesResponse]
+    """Lists kill switches, newest first."""
+    LiftKillSwitch: _grpc.UnaryUnaryMultiCallable[_policy_service_pb2.LiftKillSwitchRequest, _policy_service_pb2.KillSwitch]
+    """Lets what was switched off go on. Lifting twice is the same as once."""
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -110,6 +122,18 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """How often people were referred to crisis services, by day, region and tier:
     counts alone, which stay when people are erased.
     """
+    CreateKillSwitch: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.CreateKillSwitchRequest, _policy_service_pb2.KillSwitch]  # type: ignore[assignment]
+    """Switches off a tenant, a persona or a rule on every gateway, until it is
+    lifted. What runs of a tenant or a persona stops with a decision that says
+    so; new turns and sessions fail with FAILED_PRECONDITION and reason
+    TENANT_KILLED or PERSONA_KILLED. A rule that is part of a protocol, rests on
+    a law, shields minors or escalates can't be switched off.
+    """
+    GetKillSwitch: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.GetKillSwitchRequest, _policy_service_pb2.KillSwitch]  # type: ignore[assignment]
+    ListKillSwitches: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.ListKillSwitchesRequest, _policy_service_pb2.ListKillSwitchesResponse]  # type: ignore[assignment]
+    """Lists kill switches, newest first."""
+    LiftKillSwitch: _aio.UnaryUnaryMultiCallable[_policy_service_pb2.LiftKillSwitchRequest, _policy_service_pb2.KillSwitch]  # type: ignore[assignment]
+    """Lets what was switched off go on. Lifting twice is the same as once."""
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """What policy says of a text, and why."""
@@ -226,6 +250,42 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """How often people were referred to crisis services, by day, region and tier:
         counts alone, which stay when people are erased.
         """
+
+    @_abc_1.abstractmethod
+    def CreateKillSwitch(
+        self,
+        request: _policy_service_pb2.CreateKillSwitchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.KillSwitch, _abc.Awaitable[_policy_service_pb2.KillSwitch]]:
+        """Switches off a tenant, a persona or a rule on every gateway, until it is
+        lifted. What runs of a tenant or a persona stops with a decision that says
+        so; new turns and sessions fail with FAILED_PRECONDITION and reason
+        TENANT_KILLED or PERSONA_KILLED. A rule that is part of a protocol, rests on
+        a law, shields minors or escalates can't be switched off.
+        """
+
+    @_abc_1.abstractmethod
+    def GetKillSwitch(
+        self,
+        request: _policy_service_pb2.GetKillSwitchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.KillSwitch, _abc.Awaitable[_policy_service_pb2.KillSwitch]]: ...
+
+    @_abc_1.abstractmethod
+    def ListKillSwitches(
+        self,
+        request: _policy_service_pb2.ListKillSwitchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.ListKillSwitchesResponse, _abc.Awaitable[_policy_service_pb2.ListKillSwitchesResponse]]:
+        """Lists kill switches, newest first."""
+
+    @_abc_1.abstractmethod
+    def LiftKillSwitch(
+        self,
+        request: _policy_service_pb2.LiftKillSwitchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_service_pb2.KillSwitch, _abc.Awaitable[_policy_service_pb2.KillSwitch]]:
+        """Lets what was switched off go on. Lifting twice is the same as once."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -146,14 +146,24 @@ class ListTurnsResponse(_message.Message):
     def __init__(self, turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class ConverseRequest(_message.Message):
-    __slots__ = ("session", "turn_id", "text")
+    __slots__ = ("session", "turn_id", "text", "client")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
     session: str
     turn_id: str
     text: str
-    def __init__(self, session: _Optional[str] = ..., turn_id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    client: ClientOrigin
+    def __init__(self, session: _Optional[str] = ..., turn_id: _Optional[str] = ..., text: _Optional[str] = ..., client: _Optional[_Union[ClientOrigin, _Mapping]] = ...) -> None: ...
+
+class ClientOrigin(_message.Message):
+    __slots__ = ("device", "network")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    network: str
+    def __init__(self, device: _Optional[str] = ..., network: _Optional[str] = ...) -> None: ...
 
 class AttachRequest(_message.Message):
     __slots__ = ("session", "after_event_id", "turn_id")

@@ -19,13 +19,24 @@ class Personas:
         self._stub = PersonaServiceStub(transport.channel)
 
     async def create(
-        self, parent: str, persona_id: str, *, display_name: str, type: pb.PersonaType, request_id: str | None = None
+        self,
+        parent: str,
+        persona_id: str,
+        *,
+        display_name: str,
+        type: pb.PersonaType,
+        owner: str = "",
+        request_id: str | None = None,
     ) -> pb.Persona:
-        """Create a persona in `tenants/{tenant}`; it needs a revision before it can hold a session."""
+        """Create a persona in `tenants/{tenant}`; it needs a revision before it can hold a session.
+
+        Args:
+            owner: whose it is, by an id of your own; limits count by it.
+        """
         request = pb.CreatePersonaRequest(
             parent=parent,
             persona_id=persona_id,
-            persona=pb.Persona(display_name=display_name, type=type),
+            persona=pb.Persona(display_name=display_name, type=type, owner=owner),
             request_id=request_id or new_request_id(),
         )
         return await self._transport.unary(self._stub.CreatePersona, request)

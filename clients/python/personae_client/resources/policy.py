@@ -57,6 +57,61 @@ class Policy:
         """Why a decision was taken, and its statement of reasons."""
         return await self._transport.unary(self._stub.Explain, pb.PolicyServiceExplainRequest(name=name))
 
+    async def kill(
+        self,
+        parent: str,
+        reason: str,
+        *,
+        persona: str = "",
+        rule_id: str = "",
+        whole_tenant: bool = False,
+        request_id: str | None = None,
+    ) -> pb.KillSwitch:
+        """Switch off one of a persona, a rule and the whole tenant, until it is lifted.
+
+        Args:
+            persona: full name.
+
+        Raises:
+            ValueError: none of them is named, or several are.
+        """
+        if [bool(persona), bool(rule_id), whole_tenant].count(True) != 1:
+            raise ValueError("one of persona, rule_id and whole_tenant")
+        switch = pb.KillSwitch(reason=reason)
+        if persona:
+            switch.persona = persona
+        elif rule_id:
+            switch.rule_id = rule_id
+        else:
+            switch.whole_tenant = True
+        request = pb.CreateKillSwitchRequest(
+            parent=parent, kill_switch=switch, request_id=request_id or new_request_id()
+        )
+        return await self._transport.unary(self._stub.CreateKillSwitch, request)
+
+    async def lift(self, name: str, reason: str, *, request_id: str | None = None) -> pb.KillSwitch:
+        """Lift a kill switch."""
+        request = pb.LiftKillSwitchRequest(name=name, reason=reason, request_id=request_id or new_request_id())
+        return await self._transport.unary(self._stub.LiftKillSwitch, request)
+
+    async def kill_switch(self, name: str) -> pb.KillSwitch:
+        """One kill switch."""
+        return await self._transport.unary(self._stub.GetKillSwitch, pb.GetKillSwitchRequest(name=name))
+
+    async def kill_switches(
+        self, parent: str, *, show_lifted: bool = False, page_size: int = 0
+    ) -> AsyncIterator[pb.KillSwitch]:
+        """A tenant's kill switches, newest first; pages are fetched as needed."""
+        request = pb.ListKillSwitchesRequest(parent=parent, show_lifted=show_lifted, page_size=page_size)
+
+        async def fetch(token: str) -> pb.ListKillSwitchesResponse:
+            request.page_token = token
+            return await self._transport.unary(self._stub.ListKillSwitches, request)
+
+        async for page in pages(fetch):
+            for switch in page.kill_switches:
+                yield switch
+
     async def list_decisions(
         self,
         parent: str,

@@ -82,7 +82,9 @@ class Sessions:
             for turn in page.turns:
                 yield turn
 
-    def converse(self, session: str, text: str, *, turn_id: str | None = None) -> TurnStream:
+    def converse(
+        self, session: str, text: str, *, turn_id: str | None = None, device: str = "", network: str = ""
+    ) -> TurnStream:
         """Say something and stream the reply. The call begins when the stream is first read.
 
         Args:
@@ -90,8 +92,10 @@ class Sessions:
             text: what the person says.
             turn_id: names the turn for good; the same id and text replay the turn
                 or join it. None makes one up.
+            device, network: where the words come from: an id of the person's
+                device, and their address. Limits count by hashes of them.
         """
-        return TurnStream(self._transport, session, text, turn_id or uuid.uuid4().hex)
+        return TurnStream(self._transport, session, text, turn_id or uuid.uuid4().hex, device=device, network=network)
 
     def attach(self, session: str, *, after_event_id: int = 0, turn_id: str = "") -> EventStream:
         """Stream a session's events after one: those recorded, then those to come.

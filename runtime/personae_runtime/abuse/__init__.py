@@ -1,0 +1,1 @@
+"""Who does how much, and what is done when that is too much. docs/abuse.md."""
