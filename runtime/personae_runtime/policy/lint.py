@@ -250,7 +250,7 @@ class _Cases:
     @property
     def count(self) -> int:
         """How many there are."""
-        product = 2 ** len(self.matchers) * len(self.chars) * len(self.contexts)
+        product = (1 << len(self.matchers)) * len(self.chars) * len(self.contexts)
         for sides in (*self.scores.values(), *self.signals.values()):
             product *= len(sides)
         return product
