@@ -30,6 +30,7 @@ from tests.e2e.support import (
     Pause,
     api_key,
     failure,
+    read_failure,
     read_until,
     rest,
     text_of,
@@ -97,6 +98,7 @@ class Tenant:
         self.hosts = hosts
         self.apis = [hosted.caller(self.key) for hosted in hosts]
         self.api: Api = self.apis[0]
+        self.made: list[str] = []
 
     async def publish(self, content: bytes, signature: bytes | None = None, **fields: Any) -> pb.Bundle:
         made: pb.Bundle = await self.api.policy.PublishBundle(
@@ -381,6 +383,29 @@ async def test_a_host_that_cannot_load_what_is_in_force_lets_nobody_through(tena
         assert policies.of(tenant.id).version == own
         assert told(await api.say(session, "Hello again.")) == []
         assert "trusted" in (await api.policy.GetRollout(pb.GetRolloutRequest(name=f"{tenant.name}/rollout"))).problem
+
+
+async def test_changes_at_once_through_two_hosts_leave_both_as_the_ledger_says(two: tuple[Hosted, Hosted]) -> None:
+    tenants, refusals = [Tenant(number, two) for number in (10, 11)], set[str]()
+    for one in tenants:
+        one.made = [(await one.publish(bundle(word))).name for word in ("unicycle", "bicycle")]
+
+    async def change(one: Tenant, host: int, made: str) -> None:
+        request = pb.SetRolloutRequest(name=f"{one.name}/rollout", bundle=made, stage=FULL)
+        try:
+            await one.apis[host].policy.SetRollout(request)
+        except grpc.aio.AioRpcError as error:
+            refusals.add(read_failure(error).reason)
+
+    await asyncio.gather(
+        *(change(one, host, made) for _ in range(3) for one in tenants for host in (0, 1) for made in one.made)
+    )
+    assert refusals <= {"BUNDLE_IN_FORCE"}
+    for one in tenants:
+        state = await one.state()
+        assert state.stable in one.made
+        for host in (0, 1):
+            await one.follows(state.stable_version, host)
 
 
 async def test_recorded_traffic_is_judged_again_by_words_and_by_signals(tenant: Tenant) -> None:

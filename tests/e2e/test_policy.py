@@ -293,7 +293,7 @@ class RaisingScorer:
 async def test_a_scorer_that_fails_blocks(start_host: StartHost) -> None:
     hosted = await start_host()
     api = hosted.api
-    policy = hosted.host.gateway.runner._policy
+    policy = hosted.host.gateway.policies.own
     policy.scorers = (*policy.scorers, RaisingScorer("wrench"))
     session = await api.session(await api.persona())
     hosted.engine.will_say("Let us begin there. Then take the wrench and turn it. And a tail.")
@@ -375,4 +375,7 @@ async def test_classify_knows_age_and_persona_type(api: Api) -> None:
 async def test_classify_needs_a_stage_and_a_text(api: Api) -> None:
     refused = await failure(api.policy.Classify(pb.ClassifyRequest(parent="tenants/demo")))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert set(refused.fields) == {"text", "stage"}
+    assert refused.fields == ["stage"]
+    for stage in (event_pb2.POLICY_STAGE_INPUT, event_pb2.POLICY_STAGE_CONTENT):
+        refused = await failure(api.policy.Classify(pb.ClassifyRequest(parent="tenants/demo", stage=stage)))
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["text"])

@@ -506,6 +506,7 @@ class BundleKeeper:
         self._problems: dict[str, str] = {}
         self._seen = 0
         self._lock = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._wake = asyncio.Event()
 
     def check(self, content: bytes, signature: bytes | None) -> tuple[Policy, str]:
@@ -531,13 +532,17 @@ class BundleKeeper:
         if not bundle:
             return self._policies.own
         key = (tenant, bundle)
-        if key not in self._loaded:
-            row = await self._ledger.get(tenant, bundle)
-            self._loaded[key], _ = await asyncio.to_thread(self.check, row.content, row.signature)
-            if len(self._loaded) > _LOADED:
-                self._loaded.popitem(last=False)
-        self._loaded.move_to_end(key)
-        return self._loaded[key]
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+        # One at a time, so that none is loaded twice.
+        async with self._loading:
+            if key not in self._loaded:
+                row = await self._ledger.get(tenant, bundle)
+                self._loaded[key], _ = await asyncio.to_thread(self.check, row.content, row.signature)
+                if len(self._loaded) > _LOADED:
+                    self._loaded.popitem(last=False)
+            return self._loaded[key]
 
     def problem(self, tenant: str) -> str:
         """Why this host does not do as the ledger says for a tenant; empty if it does."""

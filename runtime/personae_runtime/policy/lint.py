@@ -20,6 +20,8 @@ from personae_runtime.errors import ConfigError
 from personae_runtime.policy.bundle import (
     PERSONA_TYPES,
     Bundle,
+    BundleSpec,
+    MatcherSpec,
     Rule,
     find,
     parse_bundle,
@@ -82,17 +84,16 @@ def lint(data: bytes, name: str, scorer: SyncScorer, categories: Sequence[str]) 
     except ConfigError as error:
         return [Finding(Level.ERROR, "DOES_NOT_LOAD", "", error.message)]
     found = [Finding(Level.ERROR, "TEST_FAILS", "", failure) for failure in bundle.failures(scorer)]
-    for rule in bundle.rules:
-        found += _about_rule(bundle, rule, categories)
-    found += _shadowed(bundle)
-    found += _about_matchers(bundle)
-    found += _about_reasons(bundle)
+    base = BundleSpec(version="0") if bundle.spec.extends is None else parse_bundle(shipped_bundle(), "", None).spec
     fixed, _ = protocol_rules()
-    of_base = {f"{what} {one['id']}" for what in ("rule", "matcher") for one in fixed[f"{what}s"]}
-    if bundle.spec.extends is not None:
-        base = parse_bundle(shipped_bundle(), "", None).spec
-        of_base |= {f"rule {rule.id}" for rule in base.rules} | {f"matcher {matcher.id}" for matcher in base.matchers}
-    return [finding for finding in found if finding.where not in of_base]
+    theirs = {one["id"] for one in fixed["matchers"]} | {matcher.id for matcher in base.matchers}
+    own = [rule for rule in bundle.rules if not rule.protocol and rule.spec not in base.rules]
+    for rule in own:
+        found += _about_rule(bundle, rule, categories)
+        found += _shadowed(bundle, rule)
+    found += _about_matchers(bundle, [matcher for matcher in bundle.spec.matchers if matcher.id not in theirs])
+    found += _about_reasons(bundle, {rule.spec.reason_code for rule in own})
+    return found
 
 
 def _about_rule(bundle: Bundle, rule: Rule, categories: Sequence[str]) -> Iterator[Finding]:
@@ -120,9 +121,9 @@ def _about_rule(bundle: Bundle, rule: Rule, categories: Sequence[str]) -> Iterat
         yield Finding(Level.WARNING, "NO_TEMPLATE", where, message)
 
 
-def _about_matchers(bundle: Bundle) -> Iterator[Finding]:
+def _about_matchers(bundle: Bundle, own: Sequence[MatcherSpec]) -> Iterator[Finding]:
     used = frozenset().union(*(rule.matcher_ids for rule in bundle.rules))
-    for spec in bundle.spec.matchers:
+    for spec in own:
         where = f"matcher {spec.id}"
         if spec.id not in used:
             yield Finding(Level.WARNING, "UNUSED_MATCHER", where, "no rule asks about it")
@@ -131,12 +132,12 @@ def _about_matchers(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(Level.WARNING, "LONG_MATCHER", where, message)
 
 
-def _about_reasons(bundle: Bundle) -> Iterator[Finding]:
+def _about_reasons(bundle: Bundle, own: set[str]) -> Iterator[Finding]:
     by_code: dict[str, set[str]] = {}
     for rule in bundle.rules:
         by_code.setdefault(rule.spec.reason_code, set()).add(rule.spec.category)
     for code, categories in sorted(by_code.items()):
-        if len(categories) > 1:
+        if code in own and len(categories) > 1:
             message = f"reason code {code} stands for several categories: {sorted(categories)}"
             yield Finding(Level.WARNING, "AMBIGUOUS_REASON", "", message)
 
@@ -144,16 +145,15 @@ def _about_reasons(bundle: Bundle) -> Iterator[Finding]:
 # -- which rules can hold, and which come first -------------------------------
 
 
-def _shadowed(bundle: Bundle) -> Iterator[Finding]:
-    """Rules that never decide: whenever one holds, another does that comes before it and ends the matter."""
-    for rule in bundle.rules:
-        if rule.spec.action is Action.ALLOW:
-            continue  # records, whatever else decides
-        for other in bundle.rules:
-            if other is not rule and _comes_first(other, rule) and _implies(rule, other):
-                message = f"never decides: whenever it holds, {other.spec.id!r} holds too and comes first"
-                yield Finding(Level.ERROR, "SHADOWED", f"rule {rule.spec.id}", message)
-                break
+def _shadowed(bundle: Bundle, rule: Rule) -> Iterator[Finding]:
+    """Whether a rule never decides: whenever it holds, another does that comes before it and ends the matter."""
+    if rule.spec.action is Action.ALLOW:
+        return  # records, whatever else decides
+    for other in bundle.rules:
+        if other is not rule and _comes_first(other, rule) and _implies(rule, other):
+            message = f"never decides: whenever it holds, {other.spec.id!r} holds too and comes first"
+            yield Finding(Level.ERROR, "SHADOWED", f"rule {rule.spec.id}", message)
+            return
 
 
 def _comes_first(one: Rule, other: Rule) -> bool:
@@ -250,7 +250,7 @@ class _Cases:
     @property
     def count(self) -> int:
         """How many there are."""
-        product = 2 ** len(self.matchers) * len(self.chars) * len(self.contexts)
+        product = (1 << len(self.matchers)) * len(self.chars) * len(self.contexts)
         for sides in (*self.scores.values(), *self.signals.values()):
             product *= len(sides)
         return product

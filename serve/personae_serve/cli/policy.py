@@ -84,9 +84,11 @@ def verify(
     from personae_runtime.config import load_settings
     from personae_runtime.policy.signing import Trust, read_signature
 
-    # Read as a host would read it, so that a malformed key is told as one.
-    settings = load_settings(**({} if public_key is None else {"policy": {"trusted_keys": [public_key]}}))
-    trust = Trust.of(settings) if public_key is None else Trust(Trust.of(settings).keys)
+    if public_key is None:
+        trust = Trust.of(load_settings())
+    else:
+        # As a host would read it, so that a malformed key is told as one.
+        trust = Trust.of(load_settings(policy={"trusted_keys": [public_key], "allow_unsigned": False}))
     signature = read_signature(file)
     signer = trust.check(_read(file), signature, str(file))
     if signer:

@@ -18,6 +18,7 @@ from personae_runtime.ledger.bundles import (
 from personae_runtime.ledger.decisions import DecisionLedger
 from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
+from personae_runtime.ledger.switches import SwitchLedger
 from personae_runtime.ledger.vault import Vault
 from personae_runtime.policy.bundle import shipped_bundle
 from personae_runtime.policy.policy import Policy

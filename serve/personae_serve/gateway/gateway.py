@@ -213,7 +213,7 @@ class Gateway:
             settings.abuse,
             settings.sessions.turns_per_minute,
             bytes.fromhex(stores.vault.pseudonym("near-duplicates")),
-            lambda: policy.version,
+            lambda: policies.own.version,
         )
         self.runner = runner = TurnRunner(
             settings,
@@ -251,7 +251,7 @@ class Gateway:
             await sessions.acknowledge(epoch)
 
         control.on_epoch = heard
-        policy.rules_off = control.rules_off
+        policies.own.rules_off = control.rules_off
         erasures = ErasureLedger(stores.database, stores.vault, stores.memories)
         log = operations.erasure_log(settings.ledger.erasure_log, settings.data_dir)
         self.eraser = eraser = Eraser(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personae_runtime.errors import Unavailable
@@ -25,6 +25,7 @@ def policies(percent: int, bundle: str = "b") -> Policies:
     return found
 
 
+@settings(max_examples=50)
 @given(SESSIONS, st.text(max_size=32), st.integers(0, 99))
 def test_a_session_has_the_same_bundle_however_often_and_wherever_it_is_asked(
     session: str, bundle: str, percent: int
@@ -32,6 +33,7 @@ def test_a_session_has_the_same_bundle_however_often_and_wherever_it_is_asked(
     assert policies(percent, bundle).of("acme", session) is policies(percent, bundle).of("acme", session)
 
 
+@settings(max_examples=50)
 @given(SESSIONS, st.text(max_size=32), st.integers(0, 99), st.integers(0, 99))
 def test_a_session_that_has_the_candidate_keeps_it_while_the_percentage_grows(
     session: str, bundle: str, one: int, other: int
@@ -41,6 +43,7 @@ def test_a_session_that_has_the_candidate_keeps_it_while_the_percentage_grows(
         assert policies(more, bundle).of("acme", session) is NEW
 
 
+@settings(max_examples=50)
 @given(SESSIONS, st.text(max_size=32))
 def test_no_session_has_a_candidate_in_shadow(session: str, bundle: str) -> None:
     assert 0 <= share(bundle, session) < 1
