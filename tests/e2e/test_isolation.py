@@ -110,6 +110,9 @@ def requests(s: Subject) -> dict[str, Message]:
         "PolicyService/GetDecision": pol.GetDecisionRequest(name=s.decision),
         "PolicyService/ListDecisions": pol.ListDecisionsRequest(parent=s.tenant, session=s.session),
         "PolicyService/Explain": pol.PolicyServiceExplainRequest(name=s.decision),
+        "PolicyService/CountCrisisReferrals": pol.CountCrisisReferralsRequest(
+            parent=s.tenant, start_date="2026-01-01", end_date="2030-01-01"
+        ),
         "ReviewService/AppealDecision": rev.AppealDecisionRequest(decision=s.decision, statement=ASKED),
         "ReviewService/GetAppeal": rev.GetAppealRequest(name=s.appeal),
         "ReviewService/LeaseReview": rev.LeaseReviewRequest(parent=s.tenant, review=s.review),
