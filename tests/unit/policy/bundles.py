@@ -103,6 +103,11 @@ def load(text: str = BUNDLE) -> Bundle:
     return parse_bundle(text.encode(), "test.yaml", WordScorer("violence"), protocols=False)
 
 
+def whole(text: str = BUNDLE) -> Bundle:
+    """With the protocols, as a `Policy` needs it; no scorer here passes their tests."""
+    return parse_bundle(text.encode(), "test.yaml", None)
+
+
 def run_gate(
     bundle: Bundle, chunks: Iterable[str], scorers: Sequence[Scorer] = (), *, obey_hint: bool = True
 ) -> tuple[str, tuple[Decision, ...], int]:

@@ -12,14 +12,14 @@ from personae_runtime.errors import ConfigError
 from personae_runtime.policy.decision import Action, Decision, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.replay import Case, Diff, compare, read_traffic
-from tests.unit.policy.bundles import BUNDLE, WordScorer, load
+from tests.unit.policy.bundles import BUNDLE, WordScorer, whole
 
 CONTEXT = PolicyContext()
 SCORER = WordScorer("violence")
-OLD = Policy(load(), [SCORER])
+OLD = Policy(whole(), [SCORER])
 # Fruit is stopped, and violence by a higher score.
 NEW = Policy(
-    load(
+    whole(
         BUNDLE.replace("action: allow", "action: block")
         .replace(">= 0.5'", ">= 0.6'")
         .replace("{violence: 0.5}", "{violence: 0.6}")
@@ -83,7 +83,7 @@ def test_of_words_that_are_gone_the_record_tells_the_same() -> None:
     ],
 )
 def test_what_the_record_cannot_tell_is_undetermined_and_not_guessed(change: tuple[str, str], why: str) -> None:
-    new = Policy(load(BUNDLE.replace(*change)), [SCORER])
+    new = Policy(whole(BUNDLE.replace(*change)), [SCORER])
     found = diff([decided(TEXTS[0])], new)
     assert (found.by_signals, found.changed, list(found.undetermined.values())) == (0, 0, [1])
     assert why in next(iter(found.undetermined))
@@ -115,7 +115,7 @@ def test_signals_are_judged_as_they_were() -> None:
     description: too fast
     tests: [{{signals: {{turns_per_minute: 99}}, match: true}}, {{signals: {{turns_per_minute: 0}}, match: false}}]
 """
-    slow, fast = (Policy(load(BUNDLE + rule.format(limit=limit)), [SCORER]) for limit in ("5.0", "9.0"))
+    slow, fast = (Policy(whole(BUNDLE + rule.format(limit=limit)), [SCORER]) for limit in ("5.0", "9.0"))
     given = {"turns_per_minute": 7.0}
     recorded = slow.judge_signals(given, CONTEXT)
     assert recorded.action is Action.BLOCK

@@ -12,10 +12,10 @@ from personae_runtime.policy.bundle import Bundle
 from personae_runtime.policy.decision import Action, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.rollout import InForce, Policies, Shadow, share
-from tests.unit.policy.bundles import BUNDLE, WordScorer, load
+from tests.unit.policy.bundles import BUNDLE, WordScorer, whole
 
-OWN = Policy(load(), [])
-NEW = Policy(load(BUNDLE.replace("1.0.0", "2.0.0").replace("banana", "cherry")), [])
+OWN = Policy(whole(), [])
+NEW = Policy(whole(BUNDLE.replace("1.0.0", "2.0.0").replace("banana", "cherry")), [])
 SESSIONS = st.text(min_size=1, max_size=40)
 
 
@@ -104,7 +104,7 @@ def shadow(candidate: Bundle, live: Policy, text: str, scorers: Sequence[WordSco
 
 def test_a_candidate_judges_a_reply_as_a_gate_would_and_asks_no_scorer_twice() -> None:
     scorer = WordScorer("violence")
-    live = Policy(load(), [scorer])
+    live = Policy(whole(), [scorer])
     text = "All is well here. There is violence, and violence again. I like a cherry. The end of it."
     noted = shadow(NEW.bundle, live, text, [scorer])
     asked = len(scorer.units)
@@ -114,7 +114,7 @@ def test_a_candidate_judges_a_reply_as_a_gate_would_and_asks_no_scorer_twice() -
 
 
 def test_a_candidate_that_would_note_or_stop_something_else_differs() -> None:
-    stopping = load(BUNDLE.replace("banana", "cherry").replace("action: allow", "action: block"))
+    stopping = whole(BUNDLE.replace("banana", "cherry").replace("action: allow", "action: block"))
     [found] = asyncio.run(shadow(stopping, OWN, "I like a cherry. And so on.").judge())
     assert (found.live.action, found.candidate.action, found.candidate.rules[0].rule_id) == (
         Action.ALLOW, Action.BLOCK, "note",
@@ -129,7 +129,7 @@ class Broken(WordScorer):
 
 
 def test_what_a_failed_scorer_stopped_says_nothing_of_the_candidate() -> None:
-    noted = shadow(NEW.bundle, Policy(load(), [Broken()]), "I like a cherry. And so on.")
-    live = asyncio.run(Policy(load(), [Broken()]).decide(Stage.INPUT, "hello", PolicyContext()))
+    noted = shadow(NEW.bundle, Policy(whole(), [Broken()]), "I like a cherry. And so on.")
+    live = asyncio.run(Policy(whole(), [Broken()]).decide(Stage.INPUT, "hello", PolicyContext()))
     noted.saw("hello", live)
     assert asyncio.run(noted.judge()) == []
