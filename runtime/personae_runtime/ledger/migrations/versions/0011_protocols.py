@@ -18,7 +18,8 @@ _STATEMENTS = (
         quiet smallint NOT NULL DEFAULT 0,
         signed_at timestamptz
     )""",
-    "CREATE INDEX protocol_states_by_person ON protocol_states (person, seen_at DESC)",
+    # Not by time too: then each turn would write the index.
+    "CREATE INDEX protocol_states_by_person ON protocol_states (person)",
     # Referrals to crisis services, per person and day: goes with the scope.
     """
     CREATE TABLE crisis_referrals (
