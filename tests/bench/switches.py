@@ -51,13 +51,15 @@ async def _gateway(stack: AsyncExitStack, folder: Path, dsn: str | None) -> tupl
 
 
 async def kill_switch(rounds: int, streams: int) -> dict[str, Any]:
-    """Milliseconds from the call to the terminal event that a client sees, and to the first refusal.
+    """Milliseconds from the call to the terminal event that a client sees, to its last words before, and to the first
+    refusal of a new turn.
 
     Args:
         rounds: how often the switch is thrown and lifted, through one gateway and the other in turn.
         streams: that run at each gateway, of the persona.
     """
     ended: list[float] = []
+    silent: list[float] = []
     refused: list[float] = []
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
@@ -74,13 +76,15 @@ async def kill_switch(rounds: int, streams: int) -> dict[str, Any]:
         for number in range(rounds):
             begun: list[asyncio.Event] = []
 
-            async def watch(one: PersonaeClient, session: str, speaks: asyncio.Event) -> float:
+            async def watch(one: PersonaeClient, session: str, speaks: asyncio.Event) -> tuple[float, float]:
+                last = 0.0
                 async with one.sessions.converse(session, "Tell me of bicycles, at length.") as stream:
                     async for event in stream:
                         if event.HasField("text_delta"):
                             speaks.set()
+                            last = time.perf_counter()
                     assert event.HasField("turn_interrupted"), event
-                return time.perf_counter()
+                return last, time.perf_counter()
 
             async def refuse(one: PersonaeClient, session: str) -> float:
                 while True:
@@ -101,7 +105,9 @@ async def kill_switch(rounds: int, streams: int) -> dict[str, Any]:
             await asyncio.gather(*(event.wait() for event in begun))
             called = time.perf_counter()
             switch = await clients[number % 2].policy.kill(_TENANT, "a benchmark", persona=persona)
-            ended += [(at - called) * 1000 for at in await asyncio.gather(*watching)]
+            for last, at in await asyncio.gather(*watching):
+                silent.append(max(0.0, last - called) * 1000)
+                ended.append((at - called) * 1000)
             turned = await asyncio.gather(
                 *(refuse(one, names[0]) for one, names in zip(clients, sessions, strict=True))
             )
@@ -111,6 +117,7 @@ async def kill_switch(rounds: int, streams: int) -> dict[str, Any]:
         "p50": round(float(np.percentile(ended, 50)), 1),
         "p95": round(float(np.percentile(ended, 95)), 1),
         "max": round(max(ended), 1),
+        "last_words_p95": round(float(np.percentile(silent, 95)), 1),
         "refused_p95": round(float(np.percentile(refused, 95)), 1),
         "gateways": 2,
         "streams": 2 * streams,

@@ -13,6 +13,7 @@ import pytest
 
 from personae.v1 import audit_service_pb2, event_pb2, persona_service_pb2, session_service_pb2
 from personae.v1 import policy_service_pb2 as pb
+from personae_client import PersonaeClient, RateLimitedError
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import (
     WAIT_S,
@@ -299,6 +300,15 @@ async def test_limits_by_device_network_owner_and_near_identical_texts(
     await passes(turn(api, sessions[0], device="device-canary", turn_id="t-1"))
     await passes(turn(api, sessions[2], device="another"))
     assert len(await api.turns(sessions[2])) == 1
+    # The same device through the SDK.
+    async with PersonaeClient(f"127.0.0.1:{hosted.port}", api_key=hosted.key, max_attempts=1) as client:
+        with pytest.raises(RateLimitedError) as limited:
+            await client.sessions.converse(sessions[2], "Hello there.", device="device-canary").collect()
+        assert limited.value.reason == "DEVICE_LIMIT"
+        of_owner = await client.personas.create(
+            PARENT, "of-owner", display_name="Nadia", type=persona_service_pb2.PERSONA_TYPE_ASSISTANT, owner="one-more"
+        )
+        assert of_owner.owner == ""
     # By network: of IPv6 whatever is in one /64, of IPv4 one address.
     for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2"):
         await passes(turn(api, sessions[0], network=address))

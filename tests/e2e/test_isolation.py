@@ -66,6 +66,7 @@ def requests(s: Subject) -> dict[str, Message]:
         subject=s.user, purpose=pol.CONSENT_PURPOSE_MEMORY, state=pol.CONSENT_STATE_GRANTED, evidence="a form"
     )
     operation = {"name": s.operation}
+    switch = f"{s.tenant}/killSwitches/{uuid.uuid4()}"
     return {
         "PersonaService/CreatePersona": per.CreatePersonaRequest(
             parent=s.tenant, persona_id=f"p-{uuid.uuid4().hex[:12]}", persona=persona
@@ -113,6 +114,9 @@ def requests(s: Subject) -> dict[str, Message]:
         "PolicyService/CountCrisisReferrals": pol.CountCrisisReferralsRequest(
             parent=s.tenant, start_date="2026-01-01", end_date="2030-01-01"
         ),
+        "PolicyService/ListKillSwitches": pol.ListKillSwitchesRequest(parent=s.tenant, show_lifted=True),
+        "PolicyService/GetKillSwitch": pol.GetKillSwitchRequest(name=switch),
+        "PolicyService/LiftKillSwitch": pol.LiftKillSwitchRequest(name=switch, reason="over"),
         "ReviewService/AppealDecision": rev.AppealDecisionRequest(decision=s.decision, statement=ASKED),
         "ReviewService/GetAppeal": rev.GetAppealRequest(name=s.appeal),
         "ReviewService/LeaseReview": rev.LeaseReviewRequest(parent=s.tenant, review=s.review),
@@ -141,6 +145,9 @@ def requests(s: Subject) -> dict[str, Message]:
         "MemoryService/ForgetMemory": mem.ForgetMemoryRequest(name=s.memory),
         "MemoryService/EraseMemories": mem.EraseMemoriesRequest(parent=s.user, memories=[s.memory]),
         "SessionService/CloseSession": ses.CloseSessionRequest(name=s.session),
+        "PolicyService/CreateKillSwitch": pol.CreateKillSwitchRequest(
+            parent=s.tenant, kill_switch=pol.KillSwitch(persona=s.persona, reason="a test")
+        ),
         "PersonaService/DeletePersona": per.DeletePersonaRequest(name=s.persona),
     }
 

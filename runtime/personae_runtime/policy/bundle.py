@@ -228,8 +228,6 @@ class RuleSpec(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> RuleSpec:
-        if Stage.SIGNAL in self.stages:
-            raise ValueError("stages: signal is for limits and kill switches; rules judge texts")
         if {t.match for t in self.tests} != {True, False}:
             raise ValueError("tests: at least one with match: true and one with match: false")
         if self.action is Action.TRANSFORM:

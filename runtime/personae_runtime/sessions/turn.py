@@ -828,7 +828,7 @@ class TurnRunner:
         tail: list[Body] = []
         killed: tuple[UUID, Decision] | None = None
         if turn.killed_by:
-            killed = uuid4(), killed_by(turn.killed_by, self._policy.version)
+            killed = uuid4(), killed_by(turn.killed_by, turn.rules.version)
             tail.append(_told(*killed))
         if turn.prompt_at is not None:
             tail.append(Usage(turn.input_tokens, turn.cached_input_tokens, turn.output_tokens))

@@ -130,7 +130,7 @@ def run_tests(file: BundleFile, as_json: AsJson = False) -> None:
     from personae_runtime.policy.scorers import NgramScorer
 
     bundle = parse_bundle(_read(file), str(file), None, base=shipped_bundle())
-    failures = bundle.failures(NgramScorer.load())
+    failures = list(bundle.failures(NgramScorer.load()))
     tests = sum(len(rule.spec.tests) * len(rule.spec.stages) for rule in bundle.rules)
     if as_json:
         counts = {"version": bundle.version, "rules": len(bundle.rules), "tests": tests}

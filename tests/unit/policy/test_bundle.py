@@ -229,11 +229,6 @@ def test_a_bundle_can_extend_the_one_that_ships_but_not_redefine_its_rules(tmp_p
         load_bundle(path, scorer, UNSIGNED)
 
 
-def test_no_rule_is_about_signals() -> None:
-    with pytest.raises(ConfigError, match="signal is for limits and kill switches"):
-        load(BUNDLE + rule(stage="signal"))
-
-
 def test_a_rule_that_is_switched_off_holds_no_more_and_a_protected_one_still_does() -> None:
     protected = rule("kept", reason="KEPT").replace("category: test", "category: disclosure")
     bundle = load(BUNDLE + rule("added", priority=9) + protected)

@@ -16,8 +16,10 @@ from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyCo
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.protocols import Clocks, Risk, Tier
 from personae_runtime.policy.scorers import NgramScorer
+from personae_runtime.policy.signing import Trust
 from tests.unit.policy.test_gate import Broken
 
+UNSIGNED = Trust(allow_unsigned=True)
 POLICY = Policy.load(None, [], 1000)
 PROTOCOLS = POLICY.protocols
 TEEN = PolicyContext("companion", AgeBand.UNKNOWN, "PT")
@@ -391,7 +393,7 @@ def hostile(tmp_path: Path, **changed: str) -> Policy:
         text = text.replace(old, new)
     path = tmp_path / "hostile.yaml"
     path.write_text(text)
-    return Policy.load(path, [], 1000)
+    return Policy.load(path, [], 1000, trust=UNSIGNED)
 
 
 async def test_a_bundle_of_its_own_that_answers_everything_first_still_leaves_the_protocols(tmp_path: Path) -> None:
@@ -431,7 +433,7 @@ def test_a_bundle_that_redefines_what_a_protocol_is_made_of_does_not_load(tmp_pa
     path = tmp_path / "bundle.yaml"
     path.write_text(f'version: "1"\n{redefined}')
     with pytest.raises(ConfigError, match="belongs to a protocol"):
-        load_bundle(path, NgramScorer.load())
+        load_bundle(path, NgramScorer.load(), UNSIGNED)
 
 
 @pytest.mark.parametrize(
@@ -448,13 +450,13 @@ def test_a_bundle_whose_own_words_say_what_personas_may_not_does_not_load(tmp_pa
     refusal = "" if key == "refusal" else "  refusal: No.\n"
     path.write_text(f'version: "1"\ntemplates:\n  {key}: "{words}"\n{refusal}')
     with pytest.raises(ConfigError, match=f"templates: {key}: says what rule"):
-        load_bundle(path, NgramScorer.load())
+        load_bundle(path, NgramScorer.load(), UNSIGNED)
 
 
 def test_a_disclosure_of_a_bundle_follows_the_fixed_one(tmp_path: Path) -> None:
     path = tmp_path / "bundle.yaml"
     path.write_text('version: "1"\nextends: default\ntemplates:\n  disclosure: "{persona} is here for bikes."\n')
-    told = Policy.load(path, [], 1000).disclosure(PolicyContext("assistant"), "Ada")
+    told = Policy.load(path, [], 1000, trust=UNSIGNED).disclosure(PolicyContext("assistant"), "Ada")
     assert told.startswith("Ada is an AI, not a person.")
     assert told.endswith("Ada is here for bikes.")
 
