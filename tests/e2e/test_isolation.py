@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from personae.v1 import audit_service_pb2 as aud
 from personae.v1 import content_service_pb2 as con
+from personae.v1 import bundle_pb2 as bun
 from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per
@@ -56,6 +57,11 @@ class Subject:
     @property
     def tenant(self) -> str:
         return "/".join(self.persona.split("/")[:2])
+
+    @property
+    def bundle(self) -> str:
+        """One that nobody published: whoever may change the rules would change those of every other test."""
+        return f"{self.tenant}/bundles/{'0' * 32}"
 
 
 def requests(s: Subject) -> dict[str, Message]:
@@ -117,6 +123,18 @@ def requests(s: Subject) -> dict[str, Message]:
         "PolicyService/ListKillSwitches": pol.ListKillSwitchesRequest(parent=s.tenant, show_lifted=True),
         "PolicyService/GetKillSwitch": pol.GetKillSwitchRequest(name=switch),
         "PolicyService/LiftKillSwitch": pol.LiftKillSwitchRequest(name=switch, reason="over"),
+        "PolicyService/PublishBundle": bun.PublishBundleRequest(parent=s.tenant, content=ASKED.encode()),
+        "PolicyService/GetBundle": bun.GetBundleRequest(name=s.bundle),
+        "PolicyService/ListBundles": bun.ListBundlesRequest(parent=s.tenant),
+        "PolicyService/GetRollout": bun.GetRolloutRequest(name=f"{s.tenant}/rollout"),
+        "PolicyService/SetRollout": bun.SetRolloutRequest(
+            name=f"{s.tenant}/rollout", bundle=s.bundle, stage=bun.ROLLOUT_STAGE_SHADOW
+        ),
+        "PolicyService/RollbackRollout": bun.RollbackRolloutRequest(name=f"{s.tenant}/rollout"),
+        "PolicyService/ListShadowDecisions": bun.ListShadowDecisionsRequest(parent=s.bundle),
+        "PolicyService/ReplayBundle": bun.ReplayBundleRequest(
+            parent=s.tenant, old=bun.BundleSource(in_force=True), new=bun.BundleSource(shipped=True), limit=20
+        ),
         "ReviewService/AppealDecision": rev.AppealDecisionRequest(decision=s.decision, statement=ASKED),
         "ReviewService/GetAppeal": rev.GetAppealRequest(name=s.appeal),
         "ReviewService/LeaseReview": rev.LeaseReviewRequest(parent=s.tenant, review=s.review),
