@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
 
@@ -151,39 +151,36 @@ class CascadeScorer:
     async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """See `Scorer`. Of a unit and of the same with its window, as the stream gate gives them, only the longer one
         is embedded, and the shorter has its score."""
-        head = self.head
-        cheap = [head.cheap(text) for text in texts]
-        longest = [max((t for t in texts if t.endswith(text)), key=len) for text in texts]
-        asked = [one for one, logit in zip(longest, cheap, strict=True) if logit >= STREAM_BAND]
-        vectors = await self._embed(asked)
-        machine = {text: head.machine(point(vector, text)) for text, vector in vectors.items()}
-        rows = [{HARM: head.chance(c, machine.get(t, UNEMBEDDED))} for c, t in zip(cheap, longest, strict=True)]
+        harm, _ = await self._judge(texts, STREAM_BAND, {})
         if self.injection is None:
-            return list(rows)
-        first = self.injection.cheap.score_sync(texts)
-        return [{**row, **other} for row, other in zip(rows, first, strict=True)]
+            return [{HARM: chance} for chance in harm]
+        return [{HARM: chance, **row} for chance, row in zip(harm, self.injection.cheap.score_sync(texts), strict=True)]
 
     async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
-        """As `score`, for whole texts, as the heads were trained on: embedded unless the cheap heads clear them."""
-        head, judge = self.head, self.injection
-        cheap = [head.cheap(text) for text in texts]
-        first = [-math.inf if judge is None else judge.first(text) for text in texts]
-        least = math.inf if judge is None else judge.band
-        vectors = await self._embed(
-            [t for t, c, f in zip(texts, cheap, first, strict=True) if c >= head.band or f >= least]
-        )
+        """As `score`, for whole texts, as the heads were trained on: embedded unless the cheap heads clear them. A
+        piece that the one before it ends with has that one's embedding, too."""
+        judge = self.injection
+        if judge is None:
+            return [{HARM: chance} for chance in (await self._judge(texts, self.head.band, {}))[0]]
+        first = {text: judge.first(text) for text in texts}
+        harm, vectors = await self._judge(texts, self.head.band, {t: f for t, f in first.items() if f >= judge.band})
         rows: list[Mapping[str, float]] = []
-        for text, c, f in zip(texts, cheap, first, strict=True):
-            vector = vectors.get(text)
-            # A text that is embedded for another's sake is not judged the harsher for it.
-            machine = UNEMBEDDED if vector is None or c < head.band else head.machine(point(vector, text))
-            row = {HARM: head.chance(c, machine)}
-            if judge is not None:
-                row[INJECTION] = probability(f if vector is None or f < least else judge.logit(text, vector, f))
-            rows.append(row)
+        for text, chance in zip(texts, harm, strict=True):
+            logit = judge.logit(text, vectors[text], first[text]) if first[text] >= judge.band else first[text]
+            rows.append({HARM: chance, INJECTION: probability(logit)})
         return rows
 
-    async def _embed(self, texts: Sequence[str]) -> dict[str, Vector]:
-        """The embedding of each text, each embedded once."""
-        asked = list(dict.fromkeys(texts))
-        return dict(zip(asked, await self.embedder.embed(asked), strict=True)) if asked else {}
+    async def _judge(
+        self, texts: Sequence[str], band: float, also: Collection[str]
+    ) -> tuple[list[float], dict[str, Vector]]:
+        """The chance of harm of each text, and embeddings of those in `also`, and of those whose cheap logit reaches
+        `band`: only these are judged for harm by it."""
+        head = self.head
+        cheap = [head.cheap(text) for text in texts]
+        longest = {text: max((t for t in texts if t.endswith(text)), key=len) for text in texts}
+        asked = {longest[text] for text, logit in zip(texts, cheap, strict=True) if logit >= band}
+        wanted = list(dict.fromkeys(one for text, one in longest.items() if one in asked or text in also))
+        vectors = dict(zip(wanted, await self.embedder.embed(wanted), strict=True)) if wanted else {}
+        machine = {one: head.machine(point(vectors[one], one)) for one in asked}
+        harm = [head.chance(c, machine.get(longest[t], UNEMBEDDED)) for c, t in zip(cheap, texts, strict=True)]
+        return harm, {text: vectors[one] for text, one in longest.items() if one in vectors}
