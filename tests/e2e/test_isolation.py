@@ -21,8 +21,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from personae.v1 import audit_service_pb2 as aud
-from personae.v1 import content_service_pb2 as con
 from personae.v1 import bundle_pb2 as bun
+from personae.v1 import content_service_pb2 as con
 from personae.v1 import corpus_service_pb2 as cor
 from personae.v1 import memory_service_pb2 as mem
 from personae.v1 import persona_service_pb2 as per

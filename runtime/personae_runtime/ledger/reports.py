@@ -273,7 +273,9 @@ class ReportLedger:
             " CASE WHEN r.state = 'RESOLVED' THEN r.outcome WHEN r.appeal_id IS NULL THEN 'WITHDRAWN' ELSE 'OPEN' END"
             "  AS kind"
             " FROM reviews r JOIN decisions d USING (decision_id) LEFT JOIN sessions s USING (session_pk)"
-            " WHERE r.tenant = $1 AND r.created_at >= $2 AND r.created_at < $3)"
+            " WHERE r.tenant = $1 AND r.created_at >= $2 AND r.created_at < $3"
+            # What escalated was put before a reviewer without anybody's complaint.
+            " AND (r.origin = 'APPEAL' OR r.appeal_id IS NOT NULL))"
             " SELECT kind, state = 'RESOLVED' AS decided, grouping(kind) AS which, count(*) AS value,"
             " count(DISTINCT person) AS people,"
             " (percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM resolved_at - created_at)) / 3600)"
