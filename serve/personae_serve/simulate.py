@@ -155,7 +155,7 @@ class Report:
         waited_share: of them, that waited at all.
         retries: tries again because every replica tried was full.
         replicas_min, replicas_mean, replicas_max: running, over the day.
-        utilisation: mean share of running replicas' places that was in use.
+        utilisation: mean share of running and draining replicas' places that was in use.
         upscales, downscales: changes of the target.
         turnarounds: changes of the target in the other direction than the one before.
         lost: replicas that died.
@@ -334,7 +334,8 @@ class _Day:
         self.direction = 0
         self.in_flight: dict[int, _Turn] = {}
         self.waits: list[float] = []
-        self.busy_s = self.replica_s = 0.0
+        self.draining: list[_Replica] = []
+        self.busy_s = self.replica_s = self.draining_s = 0.0
         self.busy = 0
 
     # -- the loop
@@ -390,6 +391,9 @@ class _Day:
         passed = now - self.now
         self.busy_s += passed * self.busy
         self.replica_s += passed * len(self.replicas)
+        if self.draining:
+            self.draining = [replica for replica in self.draining if replica.running or replica.waiting]
+            self.draining_s += passed * len(self.draining)
         self.now = now
 
     # -- turns
@@ -587,6 +591,7 @@ class _Day:
     def _drain(self, name: str) -> None:
         replica = self.replicas.pop(name)
         replica.draining = True  # it finishes what it has
+        self.draining.append(replica)
         self.loads.drop(name)
 
     def _lose(self, _: None) -> None:
@@ -635,7 +640,7 @@ class _Day:
             report.wait_ms_max = float(waits.max())
             report.waited_share = float((waits > 0).mean())
         report.replicas_mean = self.replica_s / self.scenario.day_s
-        report.utilisation = self.busy_s / max(1e-9, self.replica_s * self.scenario.parallel)
+        report.utilisation = self.busy_s / max(1e-9, (self.replica_s + self.draining_s) * self.scenario.parallel)
         report.elapsed_s = elapsed_s
 
 

@@ -262,8 +262,8 @@ async def test_what_is_not_signed_does_not_load_or_fails_its_tests_changes_nothi
     assert "rule 'no_wheels': tests[2] at stage input: 'my feet' gave False, expected True" in found.message
     for broken, why in (
         (b"version: [}", "not YAML"),
-        (good.replace(b"extends: default\n", b""), "disclosure"),
-        (b"version: 1.0.0\ntemplates: {disclosure: x, refusal: x}\n", "'identity'"),
+        (good.replace(b"extends: default\n", b""), "refusal"),
+        (good.replace(b"no_wheels", b"asked_if_human"), "belongs to a protocol"),
     ):
         found = await failure(tenant.publish(broken))
         assert (found.reason, why in found.message) == ("BUNDLE_INVALID", True), found

@@ -7,6 +7,7 @@ method that is new fails here until it is covered.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.longrunning import operations_pb2 as ops
-from google.protobuf import descriptor_pool, duration_pb2, field_mask_pb2, message_factory
+from google.protobuf import descriptor_pool, duration_pb2, field_mask_pb2, message_factory, timestamp_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -62,6 +63,13 @@ class Subject:
     def bundle(self) -> str:
         """One that nobody published: whoever may change the rules would change those of every other test."""
         return f"{self.tenant}/bundles/{'0' * 32}"
+
+
+def _ago(seconds: int) -> timestamp_pb2.Timestamp:
+    return timestamp_pb2.Timestamp(seconds=int(time.time()) - seconds)
+
+
+A_YEAR_AGO, A_MINUTE_AGO = _ago(365 * 86_400), _ago(60)
 
 
 def requests(s: Subject) -> dict[str, Message]:
@@ -152,6 +160,15 @@ def requests(s: Subject) -> dict[str, Message]:
             parent=s.tenant, first_tree_size=1, second_tree_size=1
         ),
         "AuditService/ExportAuditLog": aud.ExportAuditLogRequest(parent=s.tenant),
+        "AuditService/GetTransparencyReport": aud.GetTransparencyReportRequest(
+            parent=s.tenant, start_time=A_YEAR_AGO, include_entries=True
+        ),
+        "ReviewService/NextSampledDecision": rev.NextSampledDecisionRequest(
+            parent=s.tenant, start_time=A_YEAR_AGO, end_time=A_MINUTE_AGO
+        ),
+        "ReviewService/JudgeSampledDecision": rev.JudgeSampledDecisionRequest(
+            decision=s.decision, verdict=rev.SAMPLE_VERDICT_CORRECT, reason_code="RIGHT"
+        ),
         "ContentService/ExportContent": con.ExportContentRequest(name=turn),
         "Operations/GetOperation": ops.GetOperationRequest(**operation),
         "Operations/WaitOperation": ops.WaitOperationRequest(timeout=duration_pb2.Duration(nanos=1), **operation),

@@ -198,7 +198,7 @@ async def test_a_replay_says_what_was_in_force_when_the_words_were_made(
     session = await api.session(persona)
     before = await api.say(session, "Hello.", "t1")
     await api.publish(persona, "You are Nadia, who repairs bikes.")
-    monkeypatch.setattr(hosted.host.gateway.runner._policy, "version", "2099.1+sha256:0123456789ab")
+    monkeypatch.setattr(hosted.host.gateway.runner._policy.own, "version", "2099.1+sha256:0123456789ab")
     monkeypatch.setattr(hosted.engine, "model", "another")
     after = await api.say(session, "And now?", "t2")
     assert await api.attached(session, turn_id="t1") == before

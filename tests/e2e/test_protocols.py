@@ -89,7 +89,7 @@ async def test_a_tier_ends_with_time_on_the_ledgers_clock(hosted: Hosted) -> Non
 
 
 async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(hosted: Hosted) -> None:
-    # A tenant whose queue nobody else uses.
+    # A tenant of whom nobody else escalates.
     parent, api = "tenants/other", hosted.caller("key-of-another-tenant")
     persona = await api.persona(type=COMPANION, tenant="other")
     session = await api.session(persona, region_code="IE")
@@ -107,9 +107,11 @@ async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(hosted: H
     assert review.severity == 1.0
     assert 0 < review.due_time.ToSeconds() - review.create_time.ToSeconds() <= 3600
     rest = await api.reviews.ListReviews(review_pb.ListReviewsRequest(parent=parent, page_token=listed.next_page_token))
-    assert [(one.escalated, one.appeal) for one in rest.reviews] == [(False, appeal.name)]
+    assert (False, appeal.name) in [(one.escalated, one.appeal) for one in rest.reviews]
+    assert not any(one.escalated for one in rest.reviews)
     code, shown = await run_cli(replace(hosted, key="key-of-another-tenant"), "review", "list", "--tenant", "other")
-    assert (code, ["ESCALATED" in line for line in shown.splitlines()]) == (0, [True, False])
+    first, *others = shown.splitlines()
+    assert (code, "ESCALATED" in first, any("ESCALATED" in line for line in others)) == (0, True, False)
     # It is the first that a reviewer gets, without any words of the person, and is resolved without an appeal.
     held = (await api.reviews.LeaseReview(review_pb.LeaseReviewRequest(parent=parent))).review
     assert (held.name, held.statement, held.judged_text) == (review.name, "", "")
