@@ -124,7 +124,8 @@ def _reason(decision: Decision) -> str:
 
 def _facts(record: DecisionRecord) -> str:
     decision, context = record.decision, record.context
-    if decision.stage is Stage.SIGNAL:
+    if decision.stage is Stage.SIGNAL and not decision.signals:
+        # A limit or a kill switch, which is no rule of the bundle.
         held = "; ".join(hit.expression for hit in decision.rules)
         return f"On {record.created_at:%Y-%m-%d at %H:%M:%S} UTC this held: {held}. No text was judged."
     parts = [
