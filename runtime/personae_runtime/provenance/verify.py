@@ -22,6 +22,8 @@ _MOST_BYTES: Final = 1 << 20
 # JUMBF (ISO/IEC 19566-5): what a box is called, by the first four bytes of its type; the rest is the same for all.
 _TYPE_REST: Final = bytes.fromhex("00110010800000aa00389b71")
 _REQUESTABLE_WITH_LABEL: Final = b"\x03"
+_TOGGLES: Final = (_REQUESTABLE_WITH_LABEL, b"\x13")
+"""With a label, and with or without a salt (a private box)."""
 _COSE_SIGN1: Final = 18
 
 
@@ -130,6 +132,11 @@ def _require_ours(manifest: bytes) -> None:
             raise _Malformed(f"{name.decode()} is called otherwise")
     if any(kind != b"jumb" for kind, _ in assertions[1:]):
         raise _Malformed("something stands among the assertions")
+    for assertion in assertions[1:]:
+        kind, description = (_children(assertion) or [(b"", b"")])[0]
+        # The hash of an assertion leaves out the bits of its description that mean nothing.
+        if kind != b"jumd" or description[16:17] not in _TOGGLES:
+            raise _Malformed("an assertion is described otherwise")
     if [kind for kind, _ in claim[1:]] != [b"cbor"] or [kind for kind, _ in signature[1:]] != [b"cbor"]:
         raise _Malformed("a claim and a signature are one CBOR box each")
     _require_signature(signature[1][1])
