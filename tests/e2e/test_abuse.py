@@ -182,7 +182,7 @@ async def test_what_cannot_be_killed_or_lifted_is_told_why(hosted: Hosted) -> No
         for call in (kill(caller, persona=persona), lift(caller, missing), listed(caller)):
             assert (await failure(call)).code is grpc.StatusCode.PERMISSION_DENIED
     signal = pb.ClassifyRequest(parent=PARENT, text="x", stage=event_pb2.POLICY_STAGE_SIGNAL)
-    assert (await failure(api.policy.Classify(signal))).fields == ["stage"]
+    assert (await failure(api.policy.Classify(signal))).fields == ["text"]
     assert [one for one in await listed(api) if one.persona == persona] == []
 
 
