@@ -626,7 +626,7 @@ class BundleKeeper:
 
 
 def trial(content: bytes, own: Policy) -> Policy:
-    """The policy of a bundle, signed or not, to be asked and never acted upon. Takes a while.
+    """The policy of a bundle, whoever signed it, with the scorers and the switched off rules of another. Takes a while.
 
     Raises:
         InvalidArgument: it does not load, or a test of it fails (reason BUNDLE_INVALID).

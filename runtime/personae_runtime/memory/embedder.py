@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personae_runtime.errors import ConfigError, FailedPrecondition, MissingModel
-from personae_runtime.memory.fusion import UnknownGraph, fused
 from personae_runtime.memory.index import DENSE_DIM
 from personae_runtime.memory.worker import LaneWorker
 
@@ -184,6 +183,8 @@ class OnnxEmbedder:
 
 def _graph(path: Path) -> bytes | str:
     """The fused graph of the model that it is known for, else the file as it is."""
+    from personae_runtime.memory.fusion import UnknownGraph, fused
+
     try:
         return fused(path)
     except UnknownGraph as unknown:

@@ -13,13 +13,12 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 HEADS: Final = 12
 """Attention heads of all-MiniLM-L6-v2."""
@@ -50,8 +49,6 @@ def fused(path: Path) -> bytes:
     Raises:
         UnknownGraph: it is no such export.
     """
-    import onnx
-
     try:
         source = _Source(onnx.load(str(path)).graph)
         return _built(source)
@@ -80,8 +77,6 @@ class _Source:
 
     def plain(self, name: str) -> Array:
         """A constant that is stored as it is."""
-        from onnx import numpy_helper
-
         return np.asarray(numpy_helper.to_array(self._constants[name]))
 
     def quantised(self, name: str) -> tuple[Array, Array]:
@@ -116,14 +111,10 @@ class _Target:
         self.constants: list[Any] = []
 
     def constant(self, name: str, value: Array) -> str:
-        from onnx import numpy_helper
-
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def node(self, kind: str, inputs: list[str], *outputs: str, domain: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
         made = helper.make_node(kind, inputs, list(outputs), name=f"{outputs[0]}.{kind}", domain=domain, **attributes)
         self.nodes.append(made)
         return outputs[0]
@@ -145,8 +136,6 @@ class _Target:
 
 
 def _built(source: _Source) -> bytes:
-    from onnx import TensorProto, helper
-
     target = _Target()
     state = _embeddings(source, target)
     for number in range(source.layers):
@@ -167,8 +156,6 @@ def _built(source: _Source) -> bytes:
 
 def _embeddings(source: _Source, target: _Target) -> str:
     """Words and places, normed. Every token is of the first type, so that its row joins the places' table."""
-    from onnx import TensorProto
-
     words, scales = source.quantised(f"{_EMBEDDINGS}word_embeddings.weight")
     places, place_scales = source.quantised(f"{_EMBEDDINGS}position_embeddings.weight")
     if scales.size != words.shape[0]:

@@ -1,7 +1,8 @@
 """The `personae` command.
 
-Each module of this package that has a `register(app)` adds its commands. They
-import what they need inside their functions, so that `personae --help` is fast.
+Each module of this package that has a `register(app)` adds its commands, and those
+named `policy_…` theirs to the group of `policy`. They import what they need inside
+their functions, so that `personae --help` is fast.
 """
 
 from __future__ import annotations

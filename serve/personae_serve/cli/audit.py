@@ -17,6 +17,23 @@ app = typer.Typer(help="The audit log: export, receipts, verification.", no_args
 
 _Output = Annotated[Path, typer.Argument(help="Written whole or not at all.", dir_okay=False)]
 
+PublicKey = Annotated[
+    str | None,
+    typer.Option(help="Base64 of the installation's key (`personae audit key`).", envvar="PERSONAE_AUDIT_KEY"),
+]
+
+
+def decoded(public_key: str | None) -> bytes | None:
+    """What `--public-key` says.
+
+    Raises:
+        typer.BadParameter: it is not base64.
+    """
+    try:
+        return None if public_key is None else base64.b64decode(public_key, validate=True)
+    except binascii.Error:
+        raise typer.BadParameter("--public-key is not base64") from None
+
 
 def register(root: typer.Typer) -> None:
     """Add `personae audit`."""
@@ -106,20 +123,12 @@ def verify(
         list[Path] | None,
         typer.Option(help="A checkpoint known from before; may be given again.", exists=True, dir_okay=False),
     ] = None,
-    public_key: Annotated[
-        str | None,
-        typer.Option(help="Base64 of the installation's key (`personae audit key`).", envvar="PERSONAE_AUDIT_KEY"),
-    ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Check an audit log, without a server. Exits with 1 if anything does not hold."""
     from personae_serve import audit_verify
 
-    key = None
-    if public_key is not None:
-        try:
-            key = base64.b64decode(public_key, validate=True)
-        except binascii.Error:
-            raise typer.BadParameter("--public-key is not base64") from None
+    key = decoded(public_key)
     pinned = []
     for path in checkpoint or []:
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected, full_persona_name
+from personae_serve.cli.policy import app
 from personae_serve.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -16,17 +17,7 @@ if TYPE_CHECKING:
 Reason = Annotated[str, typer.Option(help="Why, for those who keep the service.")]
 
 
-def register(root: typer.Typer) -> None:
-    """Add the commands to `personae policy`, which others may have made."""
-    app = next((group.typer_instance for group in root.registered_groups if group.name == "policy"), None)
-    if app is None:
-        app = typer.Typer(help="Rules, and what is switched off.", no_args_is_help=True)
-        root.add_typer(app, name="policy")
-    app.command()(kill)
-    app.command()(lift)
-    app.command()(switches)
-
-
+@app.command()
 @connected
 def kill(
     reason: Reason,
@@ -54,6 +45,7 @@ def kill(
     typer.echo(printable(_line(asyncio.run(run()))))
 
 
+@app.command()
 @connected
 def lift(
     name: Annotated[str, typer.Argument(help="Name of the kill switch, or its id.")],
@@ -72,6 +64,7 @@ def lift(
     typer.echo(printable(_line(asyncio.run(run()))))
 
 
+@app.command()
 @connected
 def switches(
     lifted: Annotated[bool, typer.Option("--all", help="Those that were lifted, too.")] = False,

@@ -8,25 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from personae_serve.cli.models import ModelsDir
+from personae_serve.cli.policy import app
 
 if TYPE_CHECKING:
     from personae_runtime.policy.policy import Policy
 
 
-def register(root: typer.Typer) -> None:
-    """Add `tune` to `personae policy`, which another module may have added before."""
-    group = next((one.typer_instance for one in root.registered_groups if one.name == "policy"), None)
-    if group is None:
-        group = typer.Typer(help="Bundles of policy rules.", no_args_is_help=True)
-        group.callback()(_group)
-        root.add_typer(group, name="policy")
-    group.command()(tune)
-
-
-def _group() -> None:
-    pass
-
-
+@app.command()
 def tune(
     path: Annotated[Path, typer.Option(help="Labelled texts, JSON Lines: prompt, labels, age_band.")],
     stage: Annotated[

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from personae_serve.cli.audit import PublicKey, decoded
 from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected
 from personae_serve.cli.terminal import printable
 
@@ -97,20 +96,14 @@ def verify(
             dir_okay=False,
         ),
     ] = None,
-    public_key: Annotated[
-        str | None,
-        typer.Option(help="Base64 of the installation's key (`personae audit key`).", envvar="PERSONAE_AUDIT_KEY"),
-    ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Check a transparency report, without a server. Exits with 1 if anything does not hold."""
     from personae_serve.transparency import verify as check
 
     if checkpoint and log is None:
         raise typer.BadParameter("--checkpoint is checked against the log: give --log too")
-    try:
-        key = None if public_key is None else base64.b64decode(public_key, validate=True)
-    except binascii.Error:
-        raise typer.BadParameter("--public-key is not base64") from None
+    key = decoded(public_key)
     try:
         made = json.loads(file.read_bytes())
         pinned = [path.read_bytes().decode() for path in checkpoint or []]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personae_runtime.errors import Unavailable
+from personae_runtime.ledger.bundles import trial
 from personae_runtime.policy.bundle import Bundle
 from personae_runtime.policy.decision import Action, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
@@ -133,3 +134,34 @@ def test_what_a_failed_scorer_stopped_says_nothing_of_the_candidate() -> None:
     live = asyncio.run(Policy(whole(), [Broken()]).decide(Stage.INPUT, "hello", PolicyContext()))
     noted.saw("hello", live)
     assert asyncio.run(noted.judge()) == []
+
+
+WHEELS = b"""
+version: 1.0.0
+extends: default
+matchers: [{id: wheels, kind: literal, max_chars: 20, literals: [unicycle]}]
+rules:
+  - id: no_wheels
+    stages: [input]
+    when: '"wheels" in matches'
+    action: block
+    category: brand
+    reason_code: NO_WHEELS
+    template: refusal
+    description: No talk of unicycles.
+    tests: [{text: my unicycle, match: true}, {text: my feet, match: false}]
+"""
+
+
+def test_a_rule_that_is_switched_off_for_a_tenant_is_so_in_the_bundle_that_it_published() -> None:
+    own = Policy(whole(), [])
+    published = trial(WHEELS, own)
+    own.rules_off = lambda tenant: frozenset({"no_wheels", "asked_if_human"} if tenant == "acme" else ())
+
+    def action(text: str, tenant: str) -> Action:
+        return asyncio.run(published.decide(Stage.INPUT, text, PolicyContext(tenant=tenant))).action
+
+    assert action("my unicycle", "other") is Action.BLOCK
+    assert action("my unicycle", "acme") is Action.ALLOW
+    # A protocol's rule is not switched off by that.
+    assert action("Are you human?", "acme") is Action.BLOCK
