@@ -56,6 +56,11 @@ class DictMemoryStore:
             if (record := self._live(memory_id, now)) is not None
         ]
 
+    def speakers_known(self, scope: str, memory_ids: Sequence[UUID]) -> set[str] | None:
+        found = [self._records.get(memory_id) for memory_id in memory_ids]
+        known = [record for record in found if record is not None and record.scope == scope]
+        return {record.speaker for record in known} if len(known) == len(found) else None
+
     async def changes(self, after: ChangeCursor, limit: int) -> list[MemoryChange]:
         first = self._after(after)
         return [

@@ -249,6 +249,10 @@ class DocumentLedger(ChangeFeed):
         records = [await self._record(row) for row in rows]
         return {record.memory_id: record for record in records if record is not None}
 
+    def speakers_known(self, scope: str, memory_ids: Sequence[UUID]) -> set[str]:
+        """Nobody is named as a passage's speaker."""
+        return set()
+
     async def neighbours(
         self, memory_ids: Sequence[UUID]
     ) -> dict[UUID, tuple[MemoryRecord | None, MemoryRecord | None]]:

@@ -554,6 +554,11 @@ class MemoryLedger(ChangeFeed):
         read = opened | sealed | (await self._open(changed) if changed else {})
         return {memory_id: record for memory_id, record in read.items() if record is not None}
 
+    def speakers_known(self, scope: str, memory_ids: Sequence[UUID]) -> set[str] | None:
+        found = [self._opened.get(memory_id) for memory_id in memory_ids]
+        known = [record for record in found if record is not None and record.scope == scope]
+        return {record.speaker for record in known} if len(known) == len(found) else None
+
     async def _unchanged(self, known: Mapping[UUID, MemoryRecord]) -> dict[UUID, MemoryRecord | None]:
         """Those of the memories that may still be recalled; None for one that is another by now."""
         if not known:

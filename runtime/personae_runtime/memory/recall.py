@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -201,44 +201,47 @@ class Recall:
             early = asyncio.ensure_future(self._embedder.embed([query]))
             early.add_done_callback(lambda done: done.cancelled() or done.exception())  # told where it is awaited
         try:
-            hits = {
-                hit.memory_id: hit
-                for hit in await self._index.search(
-                    scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE
-                )
-                if hit.memory_id not in exclude_ids
-            }
+            words = self._index.search(scope, query_vector(query), None, limit=depth, now=now, kind=PointKind.EPISODE)
+            about: list[IndexHit]
+            if both_arms:
+                found, about = await words, []
+            else:
+                # Asked in one go: each answer that is waited for by itself costs a change of threads.
+                found, about = await asyncio.gather(words, self._facts_about(scope, query, None, now, fact_limit))
+            hits = {hit.memory_id: hit for hit in found if hit.memory_id not in exclude_ids}
             left_out: dict[UUID, LeftOutReason] = {}
             records: dict[UUID, MemoryRecord] = {}
             dense = None
             if both_arms:
                 # Words first: whom the query names is known by the speakers of what they find.
-                records = await self._read(scope, _best(hits.values(), NAMES_FROM), exclude_threads, left_out)
-                plain = Query(query, {record.speaker for record in records.values()}).without_names
+                best = _best(hits.values(), NAMES_FROM)
+                speakers = self._store.speakers_known(scope, best)
+                if speakers is None:
+                    records = await self._read(scope, best, exclude_threads, left_out)
+                    speakers = {record.speaker for record in records.values()}
+                plain = Query(query, speakers).without_names
                 dense = await self._dense(plain, dense_deadline_s, embedding, early if plain == query else None)
         finally:
             if early is not None:
                 early.cancel()
-        if dense is not None:
-            for hit in await self._index.search(
-                scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE
-            ):
+        if both_arms:
+            meant, about = await asyncio.gather(
+                self._meant(scope, dense, depth, now), self._facts_about(scope, query, dense, now, fact_limit)
+            )
+            for hit in meant:
                 if hit.memory_id not in exclude_ids:
                     known = hits.get(hit.memory_id)
                     hits[hit.memory_id] = IndexHit(hit.memory_id, None if known is None else known.lexical, hit.dense)
         wanted = _best(hits.values(), max(CANDIDATES, 5 * limit))
         missing = [memory_id for memory_id in wanted if memory_id not in records]
-        more, facts = await asyncio.gather(
-            self._read(scope, missing, exclude_threads, left_out),
-            self._facts(scope, query, dense, now, exclude_threads, fact_limit),
-        )
-        records |= more
-        found = [
+        live = await self._store.read([*missing, *(hit.memory_id for hit in about)]) if missing or about else {}
+        records |= self._kept(scope, missing, live, exclude_threads, left_out)
+        candidates = [
             Candidate(records[memory_id], hits[memory_id].lexical, hits[memory_id].dense)
             for memory_id in wanted
             if memory_id in records
         ]
-        ranking = rank(query, found, limit=limit)
+        ranking = rank(query, candidates, limit=limit)
         return RecallResult(
             tuple(
                 RecalledMemory(one.candidate.record, one.score, one.candidate.lexical, one.candidate.dense, one.parts)
@@ -251,7 +254,7 @@ class Recall:
                 LeftOut(memory_id, reason, hits[memory_id].lexical, hits[memory_id].dense)
                 for memory_id, reason in left_out.items()
             ),
-            facts=facts,
+            facts=self._facts(scope, query, about, live, now, exclude_threads)[:fact_limit],
         )
 
     async def _read(
@@ -262,6 +265,17 @@ class Recall:
         left_out: dict[UUID, LeftOutReason],
     ) -> dict[UUID, MemoryRecord]:
         found = await self._store.read(memory_ids) if memory_ids else {}
+        return self._kept(scope, memory_ids, found, exclude_threads, left_out)
+
+    @staticmethod
+    def _kept(
+        scope: str,
+        memory_ids: list[UUID],
+        found: Mapping[UUID, MemoryRecord],
+        exclude_threads: Collection[str],
+        left_out: dict[UUID, LeftOutReason],
+    ) -> dict[UUID, MemoryRecord]:
+        """Those of the memories that may be a result; why the others may not goes to `left_out`."""
         kept = {}
         for memory_id in memory_ids:
             record = found.get(memory_id)
@@ -276,14 +290,20 @@ class Recall:
                 kept[memory_id] = record
         return kept
 
-    async def _facts(
-        self, scope: str, query: str, dense: Vector | None, now: float, exclude_threads: Collection[str], limit: int
-    ) -> tuple[RecalledMemory, ...]:
-        """Facts that held when the query asks about, and have to do with it."""
+    async def _meant(self, scope: str, dense: Vector | None, depth: int, now: float) -> list[IndexHit]:
+        """What the dense arm finds; nothing where it takes no part."""
+        if dense is None:
+            return []
+        return await self._index.search(scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE)
+
+    async def _facts_about(
+        self, scope: str, query: str, dense: Vector | None, now: float, limit: int
+    ) -> list[IndexHit]:
+        """Facts that have to do with a query and, by the index, held when it asks about."""
         if not limit:
-            return ()
-        begin, end = asked_about(query, datetime.fromtimestamp(now, UTC))
-        hits = await self._index.search(
+            return []
+        begin, end = _time_asked(query, now)
+        found = await self._index.search(
             scope,
             query_vector(query),
             None if dense is None else dense.tolist(),
@@ -292,19 +312,29 @@ class Recall:
             kind=PointKind.FACT,
             during=(begin.timestamp(), end.timestamp()),
         )
-        near = [hit for hit in hits if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
-        records = await self._store.read([hit.memory_id for hit in near]) if near else {}
-        found = [
+        return [hit for hit in found if hit.lexical or (hit.dense is not None and hit.dense.score >= FACT_COSINE)]
+
+    @staticmethod
+    def _facts(
+        scope: str,
+        query: str,
+        about: list[IndexHit],
+        records: Mapping[UUID, MemoryRecord],
+        now: float,
+        exclude_threads: Collection[str],
+    ) -> tuple[RecalledMemory, ...]:
+        """Those of the facts that may be a result, best first."""
+        begin, end = _time_asked(query, now)
+        return tuple(
             RecalledMemory(record, fused(hit.lexical, hit.dense), hit.lexical, hit.dense)
-            for hit in sorted(near, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
+            for hit in sorted(about, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
             if (record := records.get(hit.memory_id)) is not None
             and record.scope == scope
             and record.thread not in exclude_threads
             # The ledger may have closed it since it was indexed.
             and record.fact is not None
             and record.fact.holds(begin, end)
-        ]
-        return tuple(found[:limit])
+        )
 
     async def _dense(
         self,
@@ -328,6 +358,10 @@ class Recall:
             _log.warning("the query could not be embedded; recalling by words alone", exc_info=True)
             self._on_fallback(Fallback.ERROR)
         return None
+
+
+def _time_asked(query: str, now: float) -> tuple[datetime, datetime]:
+    return asked_about(query, datetime.fromtimestamp(now, UTC))
 
 
 def _best(hits: Iterable[IndexHit], count: int) -> list[UUID]:

@@ -147,6 +147,11 @@ class MemoryStore(Protocol):
         """Live (not forgotten, not expired) memories by id; others are absent."""
         ...
 
+    def speakers_known(self, scope: str, memory_ids: Sequence[UUID]) -> set[str] | None:
+        """Who said these memories of a scope, if that is known of all of them without asking the ledger, else None.
+        Whether they live is not looked at: it is for reading a query, and no result."""
+        ...
+
     async def neighbours(
         self, memory_ids: Sequence[UUID]
     ) -> dict[UUID, tuple[MemoryRecord | None, MemoryRecord | None]]:

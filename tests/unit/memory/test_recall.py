@@ -160,8 +160,28 @@ async def test_two_round_trips_to_the_store_at_most(index: EdgeMemoryIndex, stor
             reads += 1
             return await store.read(memory_ids)
 
-    await Recall(index, Counting(), HashEmbedder()).recall("a", "bicycle", limit=3, dense_deadline_s=10)
+    recall = Recall(index, Counting(), HashEmbedder())
+    await recall.recall("a", "bicycle", limit=3, dense_deadline_s=10, fact_limit=3)
     assert reads == 2
+
+
+async def test_one_round_trip_where_the_speakers_are_known(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
+    reads = 0
+
+    class Counting(DictMemoryStore):
+        async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
+            nonlocal reads
+            reads += 1
+            return await super().read(memory_ids)
+
+    counting = Counting()
+    counting.add(*store.live())
+    recall = Recall(index, counting, HashEmbedder())
+    result = await recall.recall("a", "What about Ann's bicycle?", limit=3, dense_deadline_s=10, fact_limit=3)
+    assert reads == 1
+    assert result == await Recall(index, store, HashEmbedder()).recall(
+        "a", "What about Ann's bicycle?", limit=3, dense_deadline_s=10, fact_limit=3
+    )
 
 
 async def test_the_embedding_sees_no_name_of_a_speaker(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
