@@ -2,12 +2,13 @@
 
 `harm` is any harm, also of kinds without a category of their own (crime, breach of privacy). Its logit is
 
-    a * (sum_i c_i exp(-gamma |x - v_i|^2) + b + CHARS * q) + d
+    a * (m_0 + KINDS * max_k m_k + CHARS * q) + d,    m_k = sum_i c_ki exp(-gamma |x - v_i|^2) + b_k
 
-with q the logit of a hashed n-gram head and x the text's embedding beside its intent features: a support vector
-machine with a radial kernel, for a linear head on the embedding sees topic more than intent. a and d make it a
-probability (Platt's scaling). Where q is below the band, the text is not embedded and the machine's part is taken
-as `UNEMBEDDED`. Made by `python -m personae_runtime.policy.training.harm`; `harm_head.card.yaml` has the figures.
+with q the logit of a hashed n-gram head and x the text's embedding beside its intent features. m_0 is a support vector
+machine with a radial kernel for any harm, for a linear head on the embedding sees topic more than intent; m_1 and the
+others are machines for one kind of harm each, as each kind lies elsewhere. a and d make it a probability (Platt's
+scaling). Where q is below the band, the text is not embedded and the machines' part is taken as `UNEMBEDDED`. Made by
+`python -m personae_runtime.policy.training.harm`; `harm_head.card.yaml` has the figures.
 
 The same embedding serves injection's second stage (`injection.InjectionJudge`), so that a text is embedded once.
 """
@@ -35,16 +36,18 @@ INJECTION: Final = "injection"
 HARM_FILE: Final = "harm_head.npz"
 INTENT_SCALE: Final = 0.15
 """Weight of an intent feature beside the embedding, which has unit length."""
-CHARS: Final = 0.25
-"""Weight of the n-gram logit beside the machine's decision value."""
+KINDS: Final = 2.0
+"""Weight of the highest decision value for a kind of harm beside that for any."""
+CHARS: Final = 0.6
+"""Weight of the n-gram logit beside them."""
 STREAM_BAND: Final = 0.0
 """The n-gram logit below which a unit of a reply is not embedded: one that the cheap head finds harmless rather."""
-UNEMBEDDED: Final = -1.0
-"""The machine's value for what it was not asked: its margin on the harmless side."""
+UNEMBEDDED: Final = -1.0 - KINDS
+"""The machines' value for what they were not asked: their margin on the harmless side."""
 
 
 def point(vector: NDArray[np.float32], text: str) -> NDArray[np.float32]:
-    """What the machine reads: the embedding, and the scaled intent features after it."""
+    """What the machines read: the embedding, and the scaled intent features after it."""
     return np.concatenate([vector, INTENT_SCALE * intent(text)])
 
 
@@ -54,8 +57,9 @@ class HarmHead:
     Args:
         chars: the cheap head, of the one category `harm`.
         vectors: float32, shape (training texts, embedding + intent features).
-        coefficients: float32, shape (training texts,); 0 where a text is no support vector.
-        offset: b above.
+        coefficients: float32, shape (machines, training texts), that for any harm first; 0 where a text is no support
+            vector of a machine.
+        offsets: b above, shape (machines,).
         gamma: of the kernel.
         slope, shift: a and d above.
         band: the n-gram logit below which a text is not embedded.
@@ -67,19 +71,19 @@ class HarmHead:
         vectors: NDArray[np.float32],
         coefficients: NDArray[np.float32],
         *,
-        offset: float,
+        offsets: NDArray[np.float32],
         gamma: float,
         slope: float,
         shift: float,
         band: float,
     ) -> None:
-        used = np.flatnonzero(coefficients)
+        used = np.flatnonzero(coefficients.any(axis=0))
         self.chars = chars
         self.band = band
         self._vectors = np.ascontiguousarray(vectors[used], dtype=np.float32)
         self._squares = np.einsum("ij,ij->i", self._vectors, self._vectors)
-        self._coefficients = coefficients[used].astype(np.float32)
-        self._offset, self._gamma, self._slope, self._shift = offset, gamma, slope, shift
+        self._coefficients = np.ascontiguousarray(coefficients[:, used], dtype=np.float32)
+        self._offsets, self._gamma, self._slope, self._shift = offsets, gamma, slope, shift
 
     @classmethod
     def load(cls) -> HarmHead:
@@ -97,12 +101,13 @@ class HarmHead:
     def unpack(cls, arrays: Mapping[str, Any], vectors: NDArray[Any] | None = None) -> HarmHead:
         """From the arrays that training writes; `vectors` where they are kept elsewhere."""
         table = np.vstack([arrays["weights"], arrays["idf2"]])
-        offset, gamma, slope, shift, band = (float(x) for x in arrays["scalars"])
+        gamma, slope, shift, band = (float(x) for x in arrays["scalars"])
         return cls(
             NgramScorer(table, arrays["bias"], (HARM,)),
             np.asarray(arrays["vectors"] if vectors is None else vectors, dtype=np.float32),
             np.asarray(arrays["coefficients"], dtype=np.float32),
-            offset=offset, gamma=gamma, slope=slope, shift=shift, band=band,
+            offsets=np.asarray(arrays["offsets"], dtype=np.float32),
+            gamma=gamma, slope=slope, shift=shift, band=band,
         )  # fmt: skip
 
     def cheap(self, text: str) -> float:
@@ -111,9 +116,10 @@ class HarmHead:
         return math.log(chance / (1 - chance)) if 0 < chance < 1 else math.copysign(60, chance - 0.5)
 
     def machine(self, x: NDArray[np.float32]) -> float:
-        """The machine's decision value at a `point`."""
+        """The machines' decision values at a `point`, as they are weighed."""
         distances = np.maximum(self._squares - 2 * (self._vectors @ x) + float(x @ x), 0)
-        return float(np.exp(-self._gamma * distances) @ self._coefficients) + self._offset
+        any_harm, *kinds = (self._coefficients @ np.exp(-self._gamma * distances) + self._offsets).tolist()
+        return float(any_harm + KINDS * max(kinds))
 
     def chance(self, cheap: float, machine: float) -> float:
         """Probability of harm."""

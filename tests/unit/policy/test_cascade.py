@@ -17,7 +17,7 @@ from personae_runtime.memory.embedder import Vector
 from personae_runtime.memory.index import DENSE_DIM
 from personae_runtime.policy import cascade
 from personae_runtime.policy.bundle import PIECE_CHARS, whole_pieces
-from personae_runtime.policy.cascade import HARM, INJECTION, INTENT_SCALE, CascadeScorer, HarmHead, point
+from personae_runtime.policy.cascade import HARM, INJECTION, INTENT_SCALE, KINDS, CascadeScorer, HarmHead, point
 from personae_runtime.policy.decision import PolicyContext, Stage
 from personae_runtime.policy.injection import InjectionJudge
 from personae_runtime.policy.intent import NAMES, intent
@@ -122,14 +122,16 @@ async def test_an_embedder_that_fails_or_hangs_blocks_and_the_decision_says_so(
         assert decision.reason_code == "SCORER_FAILED"
 
 
-def test_the_machine_is_a_sum_of_radial_kernels() -> None:
+def test_the_machines_are_sums_of_radial_kernels() -> None:
     rng = np.random.default_rng(1)
-    vectors, coefficients = rng.normal(size=(4, 6)).astype(np.float32), np.array([1, 0, -2, 0.5], dtype=np.float32)
+    vectors = rng.normal(size=(4, 6)).astype(np.float32)
+    coefficients = np.array([[1, 0, -2, 0.5], [0, 0, 1, 0], [0, 0, 0, -1]], dtype=np.float32)
+    offsets = np.array([0.25, -1, -0.5], dtype=np.float32)
     chars = NgramScorer(np.ones((2, 256), dtype=np.float32), np.zeros(1, dtype=np.float32), (HARM,))
-    head = HarmHead(chars, vectors, coefficients, offset=0.25, gamma=0.3, slope=2, shift=1, band=0)
+    head = HarmHead(chars, vectors, coefficients, offsets=offsets, gamma=0.3, slope=2, shift=1, band=0)
     x = rng.normal(size=6).astype(np.float32)
-    expected = coefficients @ np.exp(-0.3 * ((vectors - x) ** 2).sum(axis=1)) + 0.25
-    assert head.machine(x) == pytest.approx(expected, rel=1e-4)
+    any_harm, *kinds = coefficients @ np.exp(-0.3 * ((vectors - x) ** 2).sum(axis=1)) + offsets
+    assert head.machine(x) == pytest.approx(any_harm + KINDS * max(kinds), rel=1e-4)
     assert head.chance(0, 0) == pytest.approx(1 / (1 + np.exp(-1)))
 
 

@@ -36,7 +36,9 @@ PER_REQUEST = 6
 PER_TEMPLATE = 2
 OWN_WEIGHT = 0.2  # of a text of our own beside a public row
 SVM_C, GAMMA, CHARS_C = 3.0, 1.0, 10.0
-# All numbers above and the scales in `cascade` were chosen by cross-validation on these very rows.
+REQUEST_MARGIN = 0.5  # subtracted from that machine's value: our own texts are easier to tell than others'
+# All numbers above and the scales in `cascade` were chosen by cross-validation on these very rows; the margin and
+# the scales with an eye on XSTest's development rows, too.
 BAND_QUANTILE = 0.01  # of the harmful rows' n-gram logits, out of fold: those below are not embedded
 RATES = (0.01, 0.03, 0.05, 0.08)
 
@@ -48,19 +50,26 @@ def own_samples() -> list[Sample]:
         for s in generate(SEED, CATEGORIES, PER_TEMPLATE)
         if not s.group.startswith("injection")
     ]
-    return generate_requests(SEED, PER_REQUEST) + everyday
+    return [
+        Sample(s.text, {**s.labels, REQUEST: 1} if s.labels[HARM] else s.labels, s.group)
+        for s in generate_requests(SEED, PER_REQUEST) + everyday
+    ]
 
 
 def public_samples(path: Path) -> list[Sample]:
-    """The moderation rows: harmful if any known key is 1."""
+    """The moderation rows: of each kind whose key is 1 (a key that is missing counts as 0), and harmful if of any."""
     rows = []
     for line, sample in zip(path.read_text(encoding="utf-8").splitlines(), read_moderation(path), strict=True):
         row = json.loads(line)
-        rows.append(Sample(sample.text, {HARM: max(int(row.get(k, 0)) for k in _KEYS)}, sample.group))
+        labels = {kind: int(row.get(kind, 0)) for kind in KINDS_OF_HARM}
+        rows.append(Sample(sample.text, {HARM: max(labels.values()), **labels}, sample.group))
     return rows
 
 
-_KEYS = ("S", "H", "V", "HR", "SH", "H2", "V2")
+KINDS_OF_HARM = ("S", "H", "V", "HR", "SH", "H2", "V2")
+"""The moderation set's keys: sexual, hate, violence, harassment, self-harm, threatening hate, graphic violence."""
+REQUEST = "request"
+"""The kind of our own harmful texts, most of which ask for something."""
 
 
 async def embed(texts: Sequence[str], models: Path) -> NDArray[np.float32]:
@@ -79,12 +88,24 @@ def fit(samples: Sequence[Sample], points: NDArray[np.float32], rows: NDArray[np
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from sklearn.svm import SVC  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
+    def balanced(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        weight = np.array([1.0 if samples[i].group.startswith("moderation") else OWN_WEIGHT for i in rows])
+        scaled: NDArray[np.float64] = weight * len(labels) / 2 / np.where(labels == 1, labels.sum(), (1 - labels).sum())
+        return scaled
+
+    machines = (HARM, *KINDS_OF_HARM, REQUEST)
+    coefficients = np.zeros((len(machines), len(samples)), dtype=np.float32)
+    offsets = np.zeros(len(coefficients), dtype=np.float32)
+    for number, label in enumerate(machines):
+        # Of what kinds our own harmful texts are, and which of the moderation rows ask, is not known.
+        known = np.array([i for i in rows if label in samples[i].labels or not samples[i].labels[HARM]])
+        held = np.array([samples[i].labels.get(label, 0) for i in known])
+        machine = SVC(C=SVM_C, gamma=GAMMA, random_state=SEED)
+        machine.fit(points[known], held, sample_weight=balanced(known, held))
+        coefficients[number, known[machine.support_]] = machine.dual_coef_[0]
+        offsets[number] = machine.intercept_[0] - (REQUEST_MARGIN if label == REQUEST else 0.0)
     labels = np.array([samples[i].labels[HARM] for i in rows])
-    weight = np.array([1.0 if samples[i].group.startswith("moderation") else OWN_WEIGHT for i in rows])
-    weight *= len(labels) / 2 / np.where(labels == 1, labels.sum(), (1 - labels).sum())
-    machine = SVC(C=SVM_C, gamma=GAMMA, random_state=SEED).fit(points[rows], labels, sample_weight=weight)
-    coefficients = np.zeros(len(samples), dtype=np.float32)
-    coefficients[rows[machine.support_]] = machine.dual_coef_[0]
+    weight = balanced(rows, labels)
     x, idf = features([samples[i].text for i in rows], None)
     chars = LogisticRegression(C=CHARS_C, solver="liblinear", random_state=SEED, max_iter=300)
     chars.fit(x, labels, sample_weight=weight)
@@ -93,14 +114,15 @@ def fit(samples: Sequence[Sample], points: NDArray[np.float32], rows: NDArray[np
         "idf2": (idf**2).astype(np.float16)[None],
         "bias": np.asarray(chars.intercept_, dtype=np.float32),
         "coefficients": coefficients,
-        "scalars": np.array([machine.intercept_[0], GAMMA, 1.0, 0.0, -100.0]),
+        "offsets": offsets,
+        "scalars": np.array([GAMMA, 1.0, 0.0, -100.0]),
     }
 
 
 def parts(
     head: HarmHead, samples: Sequence[Sample], points: NDArray[np.float32], rows: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Both parts of the logit, shape (rows, 2): n-grams, machine."""
+    """Both parts of the logit, shape (rows, 2): n-grams, machines."""
     return np.array([(head.cheap(samples[i].text), head.machine(points[i])) for i in rows])
 
 
@@ -136,7 +158,7 @@ def main() -> None:
     slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
     shipped = fit(samples, points, np.arange(len(samples)))
     for arrays in (*heads, shipped):
-        arrays["scalars"][2:] = slope, shift, band
+        arrays["scalars"][1:] = slope, shift, band
     chance = 1 / (1 + np.exp(-(slope * combined + shift)))
 
     def quality(chosen: NDArray[np.bool_]) -> dict[str, Any]:
@@ -147,7 +169,8 @@ def main() -> None:
         return report
 
     card: dict[str, Any] = {
-        "model": "radial support vector machine on MiniLM embedding and intent features, plus hashed n-gram logits",
+        "model": "radial support vector machines, for any harm and for each of eight kinds, on MiniLM embedding and"
+        " intent features, plus hashed n-gram logits",
         "categories": [HARM],
         "intended_use": "scores any harm in English text before it enters a turn or leaves one; not a judge of people",
         "not_for": "other languages; long documents as a whole; decisions without review",
@@ -156,8 +179,9 @@ def main() -> None:
             "openai_moderation": {"rows": len(public), "source": "openai/moderation-api-release", "licence": "MIT"},
             "own": {"texts": len(own), "groups": len({s.group for s in own}), "licence": "Apache-2.0"},
         },
-        "chosen_on": "scales, C, gamma and weights by cross-validation on the moderation rows; the kinds of request by"
-        " reading XSTest's development rows, none of which is trained on: figures on both are optimistic",
+        "chosen_on": "scales, C, gamma and weights by cross-validation on the moderation rows; scales and the margin of"
+        " requests also by XSTest's development rows, the grammars of requests by reading these; none of them is"
+        " trained on. Figures on both are optimistic",
         "cross_validation": {
             "folds": FOLDS,
             "moderation": quality(is_public),
