@@ -533,11 +533,19 @@ class PolicySettings(_Section):
         " Production refuses it.",
         examples=[False],
     )
-    scorers: tuple[Literal["ngram", "injection", "cascade"], ...] = Field(
+    scorers: tuple[Literal["ngram", "injection", "cascade", "language"], ...] = Field(
         ("ngram", "injection"),
         description="Scorers before every released unit. `cascade` gives any harm, and `injection` its second stage; it"
-        " needs the embedding model (`personae models pull`). Only a development profile may run without.",
+        " needs the embedding model (`personae models pull`). `language` tells what is in none of `policy.languages`"
+        " (120 MB). Only a development profile may run without.",
         examples=[["ngram", "injection"], ["ngram", "injection", "cascade"]],
+    )
+    languages: tuple[str, ...] = Field(
+        ("en",),
+        min_length=1,
+        description="ISO 639-1 codes of the languages that your rules and reviewers read; the others score as"
+        " `other_language` where the scorer `language` runs.",
+        examples=[["en", "pt"]],
     )
     scorer_timeout_ms: float = Field(
         1000.0, gt=0, description="Milliseconds after which a scorer counts as failed, which blocks.", examples=[1000]

@@ -259,7 +259,9 @@ async def open_policy(settings: Settings, stack: AsyncExitStack) -> Policy:
     """
     chosen = settings.policy
     embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
-    policy = Policy.load(chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder, Trust.of(settings))
+    policy = Policy.load(
+        chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder, Trust.of(settings), chosen.languages
+    )
     if embedder is not None:
         stack.push_async_callback(embedder.close)
         await embedder.start()

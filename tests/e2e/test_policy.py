@@ -274,6 +274,42 @@ async def test_what_is_stopped_for_an_age_alone_is_left_out_of_the_turn_and_kept
     assert memory.quarantine_reason == ""
 
 
+IN_ENGLISH_ONLY = """
+version: "1"
+extends: default
+templates: {not_read: "I can talk in English only."}
+rules:
+  - id: language_not_read
+    stages: [input]
+    when: 'scores["other_language"] >= 0.9'
+    action: block
+    category: policy
+    reason_code: LANGUAGE_NOT_SUPPORTED
+    template: not_read
+    description: The text is in a language that is not judged here.
+    tests:
+      - {text: "Wie geht es dir?", scores: {other_language: 0.95}, match: true}
+      - {text: "How are you?", scores: {other_language: 0.1}, match: false}
+"""
+
+
+async def test_a_language_that_nobody_reads_is_answered_by_the_rule_for_it(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle.yaml"
+    bundle.write_text(IN_ENGLISH_ONLY)
+    hosted = await start_host(
+        policy={"bundle": str(bundle), "scorers": ["ngram", "language"], "languages": ["en", "pt"]}
+    )
+    api = hosted.api
+    session = await api.session(await api.persona())
+    events = await api.say(session, "Kannst du mir ein Buch über die Geschichte des Brotes empfehlen?")
+    assert [told.reason_code for told in policy_events(events)] == ["LANGUAGE_NOT_SUPPORTED"]
+    assert text_of(events) == "I can talk in English only."
+    for known in ("Can you recommend a book about the history of bread?", "Podes recomendar um livro sobre o pão?"):
+        assert policy_events(await api.say(session, known)) == []
+
+
 class RaisingScorer:
     """Fails on a word, and on the rest knows no harm."""
 

@@ -24,8 +24,9 @@ from personae_runtime.policy.normalize import normalize
 CATEGORIES = ("sexual", "hate", "violence", "harassment", "self_harm", "injection")
 """What the n-gram head gives."""
 
-RULE_CATEGORIES = (*CATEGORIES, "harm")
-"""What rules may ask scores for; one that no scorer gives is 0. `harm` is the cascade's: any harm."""
+RULE_CATEGORIES = (*CATEGORIES, "harm", "other_language")
+"""What rules may ask scores for; one that no scorer gives is 0. `harm` is the cascade's: any harm; `other_language` the
+language scorer's."""
 
 HEAD_FILE = "ngram_head.npz"
 ORDERS = (2, 3, 4, 5)
@@ -193,10 +194,16 @@ class SelfHarmScorer:
         return self.score_sync(texts)
 
 
-def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder | None = None) -> tuple[Scorer, ...]:
+def build_scorers(
+    names: Sequence[str],
+    deadline_ms: float,
+    embedder: Embedder | None = None,
+    languages: Sequence[str] = ("en",),
+) -> tuple[Scorer, ...]:
     """Scorers by configured name.
 
     Args:
+        languages: ISO 639 codes of those that are no other language for the language scorer.
         embedder: what the cascade embeds by; the caller starts and closes it.
 
     Raises:
@@ -205,6 +212,7 @@ def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder |
     # Imported here: they build on this module.
     from personae_runtime.policy.cascade import CascadeScorer, HarmHead
     from personae_runtime.policy.injection import InjectionJudge, InjectionScorer
+    from personae_runtime.policy.language import LanguageScorer
 
     made: list[Scorer] = []
     for name in names:
@@ -220,9 +228,11 @@ def build_scorers(names: Sequence[str], deadline_ms: float, embedder: Embedder |
                 raise ConfigError("policy.scorers: 'cascade' needs the embedding model, and none is open here")
             judge = InjectionJudge.load() if "injection" in names else None
             made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000, judge))
+        elif name == "language":
+            made.append(LanguageScorer.load(languages, deadline_ms / 1000))
         else:
             raise ConfigError(
-                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection' or 'cascade',"
+                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection', 'cascade' or 'language',"
                 ' as in ["ngram"]'
             )
     return tuple(made)

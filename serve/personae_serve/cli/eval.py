@@ -93,7 +93,9 @@ def policy(
         embedder = make_embedder(folder) if "cascade" in names else None
         remembering = evals.RememberingEmbedder(embedder) if embedder is not None else None
         # No deadline as tight as a turn's: a slow machine makes no other figures.
-        loaded = Policy.load(settings.policy.bundle, names, 60_000, remembering, Trust.of(settings))
+        loaded = Policy.load(
+            settings.policy.bundle, names, 60_000, remembering, Trust.of(settings), settings.policy.languages
+        )
         try:
             if embedder is not None:
                 await embedder.start()
@@ -164,7 +166,7 @@ async def _bias_here(
     from personae_serve.stores import make_embedder
 
     embedder = make_embedder(settings.models_dir) if "cascade" in names else None
-    loaded = Policy.load(settings.policy.bundle, names, 60_000, embedder)
+    loaded = Policy.load(settings.policy.bundle, names, 60_000, embedder, languages=settings.policy.languages)
     context = PolicyContext("assistant", AgeBand(age_band))
 
     async def judge(text: str) -> Judged:

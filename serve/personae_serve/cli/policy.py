@@ -111,7 +111,9 @@ def lint(
     from personae_runtime.policy.scorers import NgramScorer
 
     tester = NgramScorer.load()
-    categories = {*tester.categories, *(("harm",) if "cascade" in load_settings().policy.scorers else ())}
+    running = load_settings().policy.scorers
+    of_others = {"cascade": "harm", "language": "other_language"}
+    categories = {*tester.categories, *(category for name, category in of_others.items() if name in running)}
     found = find(_read(file), str(file), tester, sorted(categories))
     if as_json:
         shown = [{"level": f.level, "code": f.code, "where": f.where, "message": f.message} for f in found]

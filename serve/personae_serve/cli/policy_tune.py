@@ -53,7 +53,7 @@ def tune(
         embedder = make_embedder(folder) if "cascade" in names else None
         remembering = RememberingEmbedder(embedder) if embedder is not None else None
         # No deadline as tight as a turn's: a slow machine makes no other figures.
-        policy = Policy.load(settings.policy.bundle, names, 60_000, remembering)
+        policy = Policy.load(settings.policy.bundle, names, 60_000, remembering, languages=settings.policy.languages)
         try:
             if embedder is not None:
                 await embedder.start()
