@@ -15,7 +15,6 @@ ENGINES  := tests/cluster tests/contract/test_engines.py tests/contract/test_vll
 # can't get at the packages, pip does it.
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 define install
-$(PIP) install -c constraints.txt uv
 uv pip install --quiet --python $(PY) -c constraints.txt -e '.[$(1)]' || $(PIP) install -c constraints.txt -e '.[$(1)]'
 endef
 
@@ -31,6 +30,7 @@ venv: $(READY) ## Set up .venv from the pinned packages
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt uv
 	$(call install,$(BASE))
 	touch $@
 

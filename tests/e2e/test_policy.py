@@ -20,6 +20,7 @@ from personae_runtime.memory.factory import Part, index_directory
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from tests.e2e.conftest import StartHost
 from tests.e2e.support import Api, Hosted, Pause, failure, kinds, new_turn_id, new_user, rows_of_every_table, text_of
+from tests.unit.policy.bundles import IN_ENGLISH_ONLY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -272,25 +273,6 @@ async def test_what_is_stopped_for_an_age_alone_is_left_out_of_the_turn_and_kept
     assert "My tattoo shows a heron." in hosted.engine.last_prompt
     [memory] = [one for one in await api.memories_of(user) if one.text == record.text]
     assert memory.quarantine_reason == ""
-
-
-IN_ENGLISH_ONLY = """
-version: "1"
-extends: default
-templates: {not_read: "I can talk in English only."}
-rules:
-  - id: language_not_read
-    stages: [input]
-    when: 'scores["other_language"] >= 0.9'
-    action: block
-    category: policy
-    reason_code: LANGUAGE_NOT_SUPPORTED
-    template: not_read
-    description: The text is in a language that is not judged here.
-    tests:
-      - {text: "Wie geht es dir?", scores: {other_language: 0.95}, match: true}
-      - {text: "How are you?", scores: {other_language: 0.1}, match: false}
-"""
 
 
 async def test_a_language_that_nobody_reads_is_answered_by_the_rule_for_it(

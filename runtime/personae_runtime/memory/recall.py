@@ -195,6 +195,7 @@ class Recall:
         both_arms = embedding is not None or self._embedder is not None
         depth = max(ARM_DEPTH, 10 * limit) if both_arms else max(WORDS_DEPTH, 5 * limit)
         now = self._clock()
+        asked = asked_about(query, datetime.fromtimestamp(now, UTC)) if fact_limit else None
         early: asyncio.Future[list[Vector]] | None = None
         if embedding is None and self._embedder is not None and not may_name(query):
             # It takes longest, so it begins first.
@@ -207,7 +208,9 @@ class Recall:
                 found, about = await words, []
             else:
                 # Asked in one go: each answer that is waited for by itself costs a change of threads.
-                found, about = await asyncio.gather(words, self._facts_about(scope, query, None, now, fact_limit))
+                found, about = await asyncio.gather(
+                    words, self._facts_about(scope, query, None, now, asked, fact_limit)
+                )
             hits = {hit.memory_id: hit for hit in found if hit.memory_id not in exclude_ids}
             left_out: dict[UUID, LeftOutReason] = {}
             records: dict[UUID, MemoryRecord] = {}
@@ -226,7 +229,7 @@ class Recall:
                 early.cancel()
         if both_arms:
             meant, about = await asyncio.gather(
-                self._meant(scope, dense, depth, now), self._facts_about(scope, query, dense, now, fact_limit)
+                self._meant(scope, dense, depth, now), self._facts_about(scope, query, dense, now, asked, fact_limit)
             )
             for hit in meant:
                 if hit.memory_id not in exclude_ids:
@@ -254,7 +257,7 @@ class Recall:
                 LeftOut(memory_id, reason, hits[memory_id].lexical, hits[memory_id].dense)
                 for memory_id, reason in left_out.items()
             ),
-            facts=self._facts(scope, query, about, live, now, exclude_threads)[:fact_limit],
+            facts=() if asked is None else self._facts(scope, about, live, asked, exclude_threads)[:fact_limit],
         )
 
     async def _read(
@@ -297,12 +300,19 @@ class Recall:
         return await self._index.search(scope, None, dense.tolist(), limit=depth, now=now, kind=PointKind.EPISODE)
 
     async def _facts_about(
-        self, scope: str, query: str, dense: Vector | None, now: float, limit: int
+        self,
+        scope: str,
+        query: str,
+        dense: Vector | None,
+        now: float,
+        asked: tuple[datetime, datetime] | None,
+        limit: int,
     ) -> list[IndexHit]:
-        """Facts that have to do with a query and, by the index, held when it asks about."""
-        if not limit:
+        """Facts that have to do with a query and, by the index, held at the time that it asks about; without one none
+        is looked for."""
+        if asked is None:
             return []
-        begin, end = _time_asked(query, now)
+        begin, end = asked
         found = await self._index.search(
             scope,
             query_vector(query),
@@ -317,14 +327,13 @@ class Recall:
     @staticmethod
     def _facts(
         scope: str,
-        query: str,
         about: list[IndexHit],
         records: Mapping[UUID, MemoryRecord],
-        now: float,
+        asked: tuple[datetime, datetime],
         exclude_threads: Collection[str],
     ) -> tuple[RecalledMemory, ...]:
         """Those of the facts that may be a result, best first."""
-        begin, end = _time_asked(query, now)
+        begin, end = asked
         return tuple(
             RecalledMemory(record, fused(hit.lexical, hit.dense), hit.lexical, hit.dense)
             for hit in sorted(about, key=lambda hit: (-fused(hit.lexical, hit.dense), hit.memory_id))
@@ -358,10 +367,6 @@ class Recall:
             _log.warning("the query could not be embedded; recalling by words alone", exc_info=True)
             self._on_fallback(Fallback.ERROR)
         return None
-
-
-def _time_asked(query: str, now: float) -> tuple[datetime, datetime]:
-    return asked_about(query, datetime.fromtimestamp(now, UTC))
 
 
 def _best(hits: Iterable[IndexHit], count: int) -> list[UUID]:

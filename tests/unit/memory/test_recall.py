@@ -151,37 +151,40 @@ async def test_excluded_ids_and_threads_are_left_out(index: EdgeMemoryIndex, sto
     assert len(await found(exclude_ids=bicycle)) == 2
 
 
+class Counting(DictMemoryStore):
+    """Counts how often it is read, and knows speakers without that or not."""
+
+    def __init__(self, records: Sequence[MemoryRecord], *, knows_speakers: bool) -> None:
+        super().__init__()
+        self.add(*records)
+        self.reads = 0
+        self._knows_speakers = knows_speakers
+
+    async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
+        self.reads += 1
+        return await super().read(memory_ids)
+
+    def speakers_known(self, scope: str, memory_ids: Sequence[UUID]) -> set[str] | None:
+        return super().speakers_known(scope, memory_ids) if self._knows_speakers else None
+
+
 async def test_two_round_trips_to_the_store_at_most(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
-    reads = 0
-
-    class Counting(DictMemoryStore):
-        async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
-            nonlocal reads
-            reads += 1
-            return await store.read(memory_ids)
-
-    recall = Recall(index, Counting(), HashEmbedder())
-    await recall.recall("a", "bicycle", limit=3, dense_deadline_s=10, fact_limit=3)
-    assert reads == 2
+    counting = Counting(store.live(), knows_speakers=False)
+    await Recall(index, counting, HashEmbedder()).recall("a", "bicycle", limit=3, dense_deadline_s=10, fact_limit=3)
+    assert counting.reads == 2
 
 
-async def test_one_round_trip_where_the_speakers_are_known(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:
-    reads = 0
-
-    class Counting(DictMemoryStore):
-        async def read(self, memory_ids: Sequence[UUID]) -> dict[UUID, MemoryRecord]:
-            nonlocal reads
-            reads += 1
-            return await super().read(memory_ids)
-
-    counting = Counting()
-    counting.add(*store.live())
-    recall = Recall(index, counting, HashEmbedder())
-    result = await recall.recall("a", "What about Ann's bicycle?", limit=3, dense_deadline_s=10, fact_limit=3)
-    assert reads == 1
-    assert result == await Recall(index, store, HashEmbedder()).recall(
-        "a", "What about Ann's bicycle?", limit=3, dense_deadline_s=10, fact_limit=3
-    )
+@pytest.mark.parametrize("query", ["bicycle", "What about Ann's bicycle?"])
+async def test_one_round_trip_where_the_speakers_are_known(
+    index: EdgeMemoryIndex, store: DictMemoryStore, query: str
+) -> None:
+    knowing, asking = [Counting(store.live(), knows_speakers=knows) for knows in (True, False)]
+    result, expected = [
+        await Recall(index, one, HashEmbedder()).recall("a", query, limit=3, dense_deadline_s=10, fact_limit=3)
+        for one in (knowing, asking)
+    ]
+    assert knowing.reads == 1
+    assert result == expected
 
 
 async def test_the_embedding_sees_no_name_of_a_speaker(index: EdgeMemoryIndex, store: DictMemoryStore) -> None:

@@ -12,6 +12,24 @@ from personae_runtime.policy.scorers import CATEGORIES, Scorer
 
 CONTEXT = PolicyContext()
 
+IN_ENGLISH_ONLY = """
+version: "1"
+extends: default
+templates: {not_read: "I can talk in English only."}
+rules:
+  - id: language_not_read
+    stages: [input]
+    when: 'scores["other_language"] >= 0.9'
+    action: block
+    category: policy
+    reason_code: LANGUAGE_NOT_SUPPORTED
+    template: not_read
+    description: The text is in a language that is not judged here.
+    tests:
+      - {text: "Wie geht es dir?", scores: {other_language: 0.95}, match: true}
+      - {text: "How are you?", scores: {other_language: 0.1}, match: false}
+"""
+
 BUNDLE = r"""
 version: 1.0.0
 matchers:

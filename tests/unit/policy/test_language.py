@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from personae_runtime.policy.language import MIN_LETTERS, OTHER_LANGUAGE, Langua
 from personae_runtime.policy.normalize import normalize
 from personae_runtime.policy.policy import Policy, rule_tester
 from personae_runtime.policy.scorers import build_scorers
+from tests.unit.policy.bundles import IN_ENGLISH_ONLY
 
 ENGLISH = [
     "I moved to Porto in May and the rain surprised me.",
@@ -37,28 +39,17 @@ OTHERS = {
     "hi": "मेरी बहन ने काम पर जाने के लिए एक लाल साइकिल खरीदी।",
     "nl": "Mijn zus heeft een rode fiets gekocht om naar haar werk te gaan.",
 }
-BUNDLE = b"""
-version: "1"
-extends: default
-templates: {not_read: "I can talk in English only."}
-rules:
-  - id: language_not_read
-    stages: [input]
-    when: 'scores["other_language"] >= 0.9'
-    action: block
-    category: policy
-    reason_code: LANGUAGE_NOT_SUPPORTED
-    template: not_read
-    description: The text is in a language that is not judged here.
-    tests:
-      - {text: "Wie geht es dir?", scores: {other_language: 0.95}, match: true}
-      - {text: "How are you?", scores: {other_language: 0.1}, match: false}
-"""
 
 
-@pytest.fixture(scope="module")
-def scorer() -> LanguageScorer:
+@cache
+def english() -> LanguageScorer:
+    """Loaded once, and not before a test runs: it takes a second and 120 MB."""
     return LanguageScorer.load(["en"])
+
+
+@pytest.fixture
+def scorer() -> LanguageScorer:
+    return english()
 
 
 def scores(scorer: LanguageScorer, texts: Sequence[str]) -> list[float]:
@@ -88,13 +79,10 @@ def test_too_few_letters_tell_nothing(scorer: LanguageScorer, text: str) -> None
 
 @given(st.text(max_size=300))
 def test_any_text_has_a_score(text: str) -> None:
-    [score] = scores(_SHARED, [text])
+    [score] = scores(english(), [text])
     assert 0 <= score <= 1
     if sum(map(str.isalpha, text)) < MIN_LETTERS:
         assert score == 0
-
-
-_SHARED = LanguageScorer.load(["en"])
 
 
 @pytest.mark.parametrize("known", [["en", "klingon"], []])
@@ -105,7 +93,8 @@ def test_a_language_that_cannot_be_told_is_refused(known: list[str]) -> None:
 
 async def test_a_rule_can_refuse_what_nobody_reads() -> None:
     policy = Policy(
-        open_bundle(BUNDLE, "b", rule_tester()), build_scorers(["ngram", "language"], 1000.0, languages=["en"])
+        open_bundle(IN_ENGLISH_ONLY.encode(), "b", rule_tester()),
+        build_scorers(["ngram", "language"], 1000.0, languages=["en"]),
     )
     refused = await policy.decide(Stage.INPUT, OTHERS["de"], PolicyContext())
     assert (refused.action, refused.reason_code) == (Action.BLOCK, "LANGUAGE_NOT_SUPPORTED")
