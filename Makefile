@@ -44,11 +44,11 @@ models: $(MODELS) ## Get the model files (150 MB, once)
 
 $(MODELS): $(READY)
 	personae models pull --all
-	touch $@
+	mkdir -p $(@D) && touch $@  # the models may be kept elsewhere, by PERSONAE_MODELS_DIR
 
 $(HF_MODEL): $(MODELS) $(CLUSTER)
 	personae models convert smollm2-135m-instruct
-	touch $@
+	mkdir -p $(@D) && touch $@
 
 demo: $(MODELS) ## Start a host, import a chat history and hold a conversation
 	personae demo
