@@ -58,6 +58,30 @@ index = EdgeMemoryIndex(Path({str(directory)!r}))
 """
 
 
+class Compacting(EdgeMemoryIndex):
+    """Makes what is written compact at once: opened anew after each write, as after a restart."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, compact_from_kb=1)
+
+    async def upsert(self, points: Sequence[MemoryPoint]) -> None:
+        await super().upsert(points)
+        await self._reopen()
+
+    async def delete(self, memory_ids: Sequence[UUID]) -> None:
+        await super().delete(memory_ids)
+        await self._reopen()
+
+    async def _reopen(self) -> None:
+        await self.close()
+        await self.open()
+
+
+class EdgeCompacted(Edge):
+    def __call__(self, directory: Path) -> MemoryIndex:
+        return Compacting(directory)
+
+
 class Qdrant:
     """A server, asked over gRPC; a collection of its own for each directory."""
 
@@ -85,6 +109,7 @@ index = QdrantMemoryIndex(QdrantSettings.model_validate({self._given(directory)!
 
 BACKENDS: dict[str, Callable[[pytest.FixtureRequest], Backend]] = {
     "edge": lambda _: Edge(),
+    "edge-compacted": lambda _: EdgeCompacted(),
     "qdrant": lambda request: Qdrant(request.getfixturevalue("qdrant_server")),
 }
 

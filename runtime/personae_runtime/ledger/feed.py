@@ -126,12 +126,13 @@ class ChangeFeed:
 
     async def _pending(self, index: str, scope: str | None) -> int:
         cursor = await self.load_cursor(index)
+        # Two texts: one for both would be planned for neither, and read the whole table.
+        where, more = ("", ()) if scope is None else (" AND scope = $3", (scope,))
         return int(
             await self._database.fetchval(
-                f"SELECT count(*) FROM {self._table} WHERE ($3::text IS NULL OR scope = $3)"
-                " AND (change_xid, change_seq) > ($1::text::xid8, $2)",
+                f"SELECT count(*) FROM {self._table} WHERE (change_xid, change_seq) > ($1::text::xid8, $2){where}",
                 str(cursor.xid),
                 cursor.seq,
-                scope,
+                *more,
             )
         )

@@ -177,7 +177,7 @@ class MemoryLedger(ChangeFeed):
                 await self.insert(connection, record, statements=statements)
                 return str(record.memory_id)
 
-            memory_id = UUID(await once(connection, tenant, mutation, act))
+            memory_id = UUID(await once(connection, tenant, mutation, act, str(record.memory_id)))
         if memory_id == record.memory_id:
             return record
         found = await self.read([memory_id])

@@ -63,10 +63,19 @@ class Mutation:
     body_mac: bytes
 
 
-async def once(connection: Connection, tenant: str, mutation: Mutation, act: Callable[[], Awaitable[str]]) -> str:
+async def once(
+    connection: Connection,
+    tenant: str,
+    mutation: Mutation,
+    act: Callable[[], Awaitable[str]],
+    resource: str = "",
+) -> str:
     """Run `act` unless this mutation ran before; the resource id it returned, then or now.
 
     Must run inside the transaction of the mutation itself.
+
+    Args:
+        resource: what `act` will return, where that is known: it spares a statement.
 
     Raises:
         AlreadyExists: the request_id was used with another body (reason REQUEST_ID_REUSED).
@@ -76,12 +85,13 @@ async def once(connection: Connection, tenant: str, mutation: Mutation, act: Cal
     request_id = UUID(mutation.request_id)
     # The row is claimed first: a concurrent repeat waits here for the first to commit.
     claimed = await connection.fetchval(
-        "INSERT INTO requests (tenant, method, request_id, body_mac, resource) VALUES ($1, $2, $3, $4, '')"
+        "INSERT INTO requests (tenant, method, request_id, body_mac, resource) VALUES ($1, $2, $3, $4, $5)"
         " ON CONFLICT DO NOTHING RETURNING true",
         tenant,
         mutation.method,
         request_id,
         mutation.body_mac,
+        resource,
     )
     where = "WHERE tenant = $1 AND method = $2 AND request_id = $3"
     if not claimed:
@@ -92,11 +102,12 @@ async def once(connection: Connection, tenant: str, mutation: Mutation, act: Cal
         if row["body_mac"] != mutation.body_mac:
             raise AlreadyExists("request_id was used before with another body", reason="REQUEST_ID_REUSED")
         return str(row["resource"])
-    resource = await act()
-    await connection.execute(
-        f"UPDATE requests SET resource = $4 {where}", tenant, mutation.method, request_id, resource
-    )
-    return resource
+    made = await act()
+    if made != resource:
+        await connection.execute(
+            f"UPDATE requests SET resource = $4 {where}", tenant, mutation.method, request_id, made
+        )
+    return made
 
 
 class PersonaLedger:

@@ -6,8 +6,10 @@ and goes through one thread; searches overtake writes that are queued.
 The engine holds the interpreter's lock through every call, so a slow call stops
 the whole process, streams included. Two of its calls are slow, and are kept from
 a serving process: `EdgeShard.flush`, which waits for the disk (20 to 150 ms), and
-`EdgeShard.optimize`, which builds graphs (seconds; not called at all: a query
-stays in one scope, which is scanned faster than the turn's budget asks for).
+`EdgeShard.optimize`, which rewrites what was written since the last time into
+segments that are searched in half the time (3 s for 100,000 points). It runs when
+the index is opened, before anything is served. No graphs are built: a query stays
+in one scope, which is scanned faster than the turn's budget asks for.
 
 Durability therefore rests on the engine's write-ahead log: what it has accepted
 is in the page cache, and survives the process. It would not survive the machine:
@@ -63,6 +65,9 @@ T = TypeVar("T")
 SYNC_EVERY: Final = 2_000
 """Written points after which `flush` waits for the disk all the same, so that the log stays short."""
 
+COMPACT_FROM_KB: Final = 10_000
+"""Vectors in a segment from which `open` makes it compact: about 6,500 points. The engine's own default."""
+
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 """Changes with every start of the machine; where it is absent every `flush` waits for the disk."""
 
@@ -83,10 +88,12 @@ class EdgeMemoryIndex:
 
     Args:
         directory: the index's own; made if absent, readable by its owner only.
+        compact_from_kb: see COMPACT_FROM_KB.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, compact_from_kb: int = COMPACT_FROM_KB) -> None:
         self._directory = directory
+        self._compact_from_kb = compact_from_kb
         self._worker: LaneWorker | None = None
         self._shard: edge.EdgeShard | None = None
         self._lock: int | None = None
@@ -290,11 +297,17 @@ class EdgeMemoryIndex:
         for leftover in ("shard.new", "shard.old"):
             shutil.rmtree(self._directory / leftover, ignore_errors=True)
         if not home.exists():
-            _create_shard(self._directory / "shard.new")
+            _create_shard(self._directory / "shard.new", self._compact_from_kb)
             (self._directory / "shard.new").rename(home)
         try:
-            self._shard = edge.EdgeShard.load(str(home))
+            if not (home / "edge_config.json").is_file():
+                # Given a configuration, the engine would make an empty shard of it.
+                raise FileNotFoundError("the shard's configuration is gone")
+            self._shard = edge.EdgeShard.load(str(home), _config(self._compact_from_kb))
             self._shard.count(edge.CountRequest(exact=False))
+            if self._shard.optimize():
+                # The old segments go when the new ones are safe.
+                self._shard.flush()
         except BaseException as error:
             # A panic of the engine is a BaseException that is no Exception.
             if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -362,15 +375,19 @@ def _take_lock(directory: Path) -> int:
     return descriptor
 
 
-def _create_shard(path: Path) -> None:
-    path.mkdir(mode=0o700)
-    shard = edge.EdgeShard.create(
-        str(path),
-        edge.EdgeConfig(
-            vectors={DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
-            sparse_vectors={LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
-        ),
+def _config(compact_from_kb: int) -> edge.EdgeConfig:
+    return edge.EdgeConfig(
+        vectors={DENSE: edge.EdgeVectorParams(size=DENSE_DIM, distance=edge.Distance.Cosine)},
+        sparse_vectors={LEXICAL: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
+        # No edges, no graph.
+        hnsw_config=edge.HnswIndexConfig(m=0, payload_m=0, ef_construct=4, full_scan_threshold=compact_from_kb),
+        optimizers=edge.EdgeOptimizersConfig(indexing_threshold=compact_from_kb),
     )
+
+
+def _create_shard(path: Path, compact_from_kb: int) -> None:
+    path.mkdir(mode=0o700)
+    shard = edge.EdgeShard.create(str(path), _config(compact_from_kb))
     shard.update(edge.UpdateOperation.create_field_index(SCOPE, edge.KeywordIndexParams(is_tenant=True)))
     shard.update(edge.UpdateOperation.create_field_index(KIND, edge.PayloadSchemaType.Keyword))
     for field in (EXPIRES_AT, VALID_FROM, VALID_TO):

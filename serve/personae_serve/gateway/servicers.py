@@ -757,8 +757,10 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         parent = _own("user", request.parent, "parent")
         if self._indexer is None:
             raise _memory_disabled()
-        persona = await self._personas.get(Name(parent.tenant, parent.persona))
-        if not await self._consents.may_remember(parent):
+        persona, may_remember = await asyncio.gather(
+            self._personas.get(Name(parent.tenant, parent.persona)), self._consents.may_remember(parent)
+        )
+        if not may_remember:
             raise FailedPrecondition(
                 "the person withdrew their consent to be remembered; see ConsentService",
                 reason="MEMORY_CONSENT_WITHDRAWN",
@@ -766,7 +768,7 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
             )
         source = request.memory
         context_of_persona = rules_of(persona)
-        await self._require_memorable(source.text, rules_of(persona))
+        await self._require_memorable(source.text, context_of_persona)
         now = datetime.now(UTC)
         expires_at = _expiry(source)
         record = MemoryRecord(
@@ -816,10 +818,9 @@ class MemoryServicer(memory_service_pb2_grpc.MemoryServiceServicer):
         name = _own("memory", source.name, "memory.name")
         changes = _changes(source, list(request.update_mask.paths))
         persona = await self._personas.get(Name(name.tenant, name.persona))
-        context_of_persona = PolicyContext(persona.type, tenant=persona.tenant)
-        if "text" in changes:
-            await self._require_memorable(source.text, rules_of(persona))
         context_of_persona = rules_of(persona)
+        if "text" in changes:
+            await self._require_memorable(source.text, context_of_persona)
         may_remember = await self._consents.may_remember(name)
 
         def states(record: MemoryRecord) -> Sequence[Statement]:

@@ -379,7 +379,7 @@ class Memories(RuleBasedStateMachine):
 
 def edge(_: pytest.FixtureRequest) -> MakeIndex:
     async def opened(directory: Path) -> MemoryIndex:
-        index = EdgeMemoryIndex(directory)
+        index = EdgeMemoryIndex(directory, compact_from_kb=1)  # at each start
         await index.open()
         return index
 

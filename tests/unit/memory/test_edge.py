@@ -105,6 +105,31 @@ async def test_leftovers_of_an_interrupted_create_or_clear_are_removed(tmp_path:
     assert set(os.listdir(tmp_path)) == {"layout", "lock", "shard"}
 
 
+def segments(directory: Path) -> set[str]:
+    return set(os.listdir(directory / "shard" / "segments"))
+
+
+async def test_what_was_written_is_made_compact_at_the_next_start_and_stays_so(tmp_path: Path) -> None:
+    kept, dropped, late = points(40), points(20), points(5)
+    index = EdgeMemoryIndex(tmp_path, compact_from_kb=30)
+    await index.open()
+    await index.upsert([*kept, *dropped])
+    written = segments(tmp_path)
+    await index.close()
+    await index.open()
+    compact = segments(tmp_path)
+    assert compact.isdisjoint(written)
+    await index.delete([point.memory_id for point in dropped])
+    await index.upsert(late)
+    await index.close()
+    await index.open()
+    # What is written since is too little to be worth it.
+    assert segments(tmp_path) & compact
+    found = await index.search("a", SparseVector((1,), (1.0,)), None, limit=100, now=0)
+    assert {hit.memory_id for hit in found} == {point.memory_id for point in [*kept, *late]}
+    await index.close()
+
+
 async def test_an_index_of_an_older_layout_is_discarded(tmp_path: Path) -> None:
     await fill(tmp_path)
     (tmp_path / "layout").write_text("1")
