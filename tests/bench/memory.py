@@ -2,7 +2,9 @@
 
 1. Reads and writes through gRPC, open loop (Poisson), from a process of its own: 30 SearchMemories and 5
    CreateMemory a second, with 100,000 points in the tenant's collection and 1,000 in the user's scope; with the
-   dense arm, and by words alone. A write is timed to its acknowledgement and until the index has it.
+   dense arm, and by words alone. A write is timed to its acknowledgement and until the index has it. Beside them, at
+   the rate of the reads, a call that does nothing (`grpc.health.v1.Health/Check`): what of them is the way there and
+   back, and the machine's waking up.
 2. Rebuilding the index from the ledger: changes a second, with embeddings and without.
 
 The memories of the other scopes have random vectors, as only their number matters; those of the user are embedded.
@@ -28,8 +30,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from personae.v1 import memory_service_pb2 as pb
 from personae.v1.persona_service_pb2 import PERSONA_TYPE_ASSISTANT
@@ -142,7 +146,8 @@ async def serve(options: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def hosted(folder: Path, *, dense: bool) -> AsyncIterator[PersonaeClient]:
+async def hosted(folder: Path, *, dense: bool) -> AsyncIterator[tuple[PersonaeClient, str]]:
+    """A client of a host of its own, and the host's address."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -159,11 +164,37 @@ async def hosted(folder: Path, *, dense: bool) -> AsyncIterator[PersonaeClient]:
         if not line:
             raise RuntimeError(f"the host ended with {await child.wait()}")
         told = json.loads(line)
-        async with PersonaeClient(f"127.0.0.1:{told['port']}", api_key=told["key"]) as client:
-            yield client
+        target = f"127.0.0.1:{told['port']}"
+        async with PersonaeClient(target, api_key=told["key"]) as client:
+            yield client, target
     finally:
         child.stdin.close()
         await child.wait()
+
+
+async def arrivals(draw: random.Random, seconds: float, rate: float, call: Callable[[float], Awaitable[None]]) -> None:
+    """Make calls that come as a Poisson process, each told when it was due; return when all are done."""
+    due = time.perf_counter()
+    running: list[asyncio.Task[None]] = []
+    until = due + seconds
+    while (due := due + draw.expovariate(rate)) < until:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        running.append(asyncio.create_task(call(due)))  # type: ignore[arg-type]
+    await asyncio.gather(*running)
+
+
+async def floor(target: str, seconds: float, rate: float) -> dict[str, float]:
+    """Milliseconds of a call that does nothing."""
+    taken_ms: list[float] = []
+    async with grpc.aio.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def check(due: float) -> None:
+            await health.Check(health_pb2.HealthCheckRequest())
+            taken_ms.append((time.perf_counter() - due) * 1e3)
+
+        await arrivals(random.Random(5), seconds, rate, check)
+    return percentiles(taken_ms)
 
 
 async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: float, writes_s: float) -> dict[str, Any]:
@@ -206,17 +237,8 @@ async def load(client: PersonaeClient, parent: str, seconds: float, reads_s: flo
                 indexed_ms.append((now - unindexed.popleft()) * 1e3)
             await asyncio.sleep(POLL_S)
 
-    async def arrivals(rate: float, call: Callable[[float], Awaitable[None]]) -> None:
-        due = time.perf_counter()
-        running: list[asyncio.Task[None]] = []
-        until = due + seconds
-        while (due := due + draw.expovariate(rate)) < until:
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            running.append(asyncio.create_task(call(due)))  # type: ignore[arg-type]
-        await asyncio.gather(*running)
-
     watching = asyncio.create_task(watch())
-    await asyncio.gather(arrivals(reads_s, read), arrivals(writes_s, write))
+    await asyncio.gather(arrivals(draw, seconds, reads_s, read), arrivals(draw, seconds, writes_s, write))
     await taken_up.wait()
     watching.cancel()
     return {
@@ -261,7 +283,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         await fill(settings_of(home / "load", dense=True), args.points, args.own, say)
         for name, dense in (("dense", True), ("lexical", False)):
             say(name)
-            async with hosted(home / "load", dense=dense) as client:
+            async with hosted(home / "load", dense=dense) as (client, target):
                 parent = f"tenants/demo/personas/{PERSONA}/users/{USER}"
                 if dense:
                     await client.personas.create(
@@ -269,6 +291,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
                     )
                 await load(client, parent, args.warmup, args.reads, args.writes)
                 result[name] = await load(client, parent, args.seconds, args.reads, args.writes)
+                result[name]["floor_ms"] = await floor(target, args.seconds / 4, args.reads)
             say(f"  {result[name]}")
         for name, dense, changes in (("dense", True, args.rebuild), ("lexical", False, 20 * args.rebuild)):
             say(f"rebuild, {name}")
