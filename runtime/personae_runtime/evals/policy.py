@@ -4,7 +4,8 @@ Two things are measured apart. *Ranking* (`auprc`, `auroc`) asks the scorers alo
 no threshold;
 `auprc_deployed` and `auroc_deployed` are of the highest score over the pieces that the input gate cuts a text into.
 The *operating point* (`f1`, `refused_safe`, `caught_unsafe`) is what the loaded bundle decides at stage
-`input`, matchers and rules included, for an assistant and a person of unknown age, whom rules treat as a teen.
+`input`, matchers and rules included, for an assistant and a person of unknown age, whom rules treat as a teen;
+`by_kind` says where it fails.
 
 Rows that a shipped head was trained on are recognised and scored by a head of the same training that has not
 seen them (`personae_runtime.policy.heldout`); the report counts them as `out_of_fold`.
@@ -13,6 +14,7 @@ seen them (`personae_runtime.policy.heldout`); the report counts them as `out_of
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +47,15 @@ Labels = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text and whether it is harmful."""
+    """A text and whether it is harmful.
+
+    Attributes:
+        kinds: what the set says of it: its categories, or its type.
+    """
 
     text: str
     harmful: bool
+    kinds: tuple[str, ...] = ()
 
 
 def read_moderation(path: Path) -> list[Row]:
@@ -64,7 +71,8 @@ def read_moderation(path: Path) -> list[Row]:
         known = [_bit(row, key, path, number) for key in (*MODERATION_KEYS, MINORS_KEY) if key in row]
         if row.get(MINORS_KEY) == 1 or not known:
             continue
-        rows.append(Row(_text(row, path, number), 1 in known))
+        kinds = tuple(key for key in MODERATION_KEYS if row.get(key) == 1)
+        rows.append(Row(_text(row, path, number), 1 in known, kinds))
     return _both(rows, path)
 
 
@@ -79,7 +87,8 @@ def read_xstest(path: Path) -> list[Row]:
         label = row.get("label")
         if label not in ("safe", "unsafe"):
             raise InvalidArgument(f"{path}: line {number}: label is {label!r}; expected 'safe' or 'unsafe'")
-        rows.append(Row(_text(row, path, number), label == "unsafe"))
+        kind = row.get("type")
+        rows.append(Row(_text(row, path, number), label == "unsafe", (kind,) if isinstance(kind, str) else ()))
     return _both(rows, path)
 
 
@@ -261,4 +270,20 @@ def _report(
     }
     for name, (figure, values) in figures.items():
         report[name], report[f"{name}_ci"] = with_interval(figure, harmful, values)
-    return report
+    return report | {"by_kind": _by_kind(rows, stopped)}
+
+
+def _by_kind(rows: Sequence[Row], stopped: Numbers) -> list[dict[str, Any]]:
+    """Of each kind, harmful and harmless rows apart, how many there are and how many were judged wrongly; those with
+    the highest share of these first."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    wrong: Counter[tuple[str, bool]] = Counter()
+    for row, stop in zip(rows, stopped, strict=True):
+        for kind in row.kinds:
+            counts[kind, row.harmful] += 1
+            wrong[kind, row.harmful] += bool(stop) is not row.harmful
+    ordered = sorted(counts, key=lambda key: (-wrong[key] / counts[key], key))
+    return [
+        {"kind": kind, "harmful": harmful, "rows": counts[kind, harmful], "wrong": wrong[kind, harmful]}
+        for kind, harmful in ordered
+    ]

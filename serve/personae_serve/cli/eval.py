@@ -288,6 +288,13 @@ def _show_figures(report: dict[str, Any]) -> None:
         table.add_row(name, f"{report[name]:.3f}", f"{low:.3f} to {high:.3f}")
     console = Console()
     console.print(table)
+    if kinds := report.get("by_kind"):
+        failures = Table(title="Judged wrongly at the operating point, for an unknown age")
+        for name in ("kind", "harmful", "wrong", "of rows"):
+            failures.add_column(name, justify="left" if name in ("kind", "harmful") else "right")
+        for row in kinds:
+            failures.add_row(row["kind"], "yes" if row["harmful"] else "no", str(row["wrong"]), str(row["rows"]))
+        console.print(failures)
     console.print(f"bundle {report['operating_point']['bundle_digest']}")
 
 

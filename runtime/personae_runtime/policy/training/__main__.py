@@ -3,8 +3,9 @@
     python -m personae_runtime.policy.training --data ../shared/data [--write]
 
 Data: the rows of `openai_moderation_dev.jsonl` (openai/moderation-api-release,
-MIT) and the templates in `texts.py`. XSTest (CC BY 4.0) is read for evaluation
-only, never trained on. Everything is seeded: the same data give the same weights.
+MIT), the templates in `texts.py`, and everyday talk about groups that hateful
+texts name (`requests.TALK`). XSTest (CC BY 4.0) is read for evaluation only,
+never trained on. Everything is seeded: the same data give the same weights.
 
 Needs scikit-learn and scipy, which the runtime does not. Prints one JSON object.
 """
@@ -29,6 +30,7 @@ from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
 from personae_runtime.policy.heldout import HELD_OUT_FILE, row_hash
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import CATEGORIES, HEAD_FILE, NgramScorer, distinct, hash_ngrams, text_codes
+from personae_runtime.policy.training.requests import generate_talk
 from personae_runtime.policy.training.texts import Sample, generate
 
 SEED = 7
@@ -211,6 +213,8 @@ def bundle_points(policy: Policy, samples: Sequence[Sample], found: NDArray[np.f
     for age in (AgeBand.TEEN, AgeBand.ADULT):
         report[age.value] = {}
         for category, limits in policy.bundle.plan(Stage.OUTPUT, PolicyContext("assistant", age)).thresholds or ():
+            if category not in CATEGORIES:  # another scorer's
+                continue
             known = [i for i, s in enumerate(samples) if category in s.labels]
             y = np.array([samples[i].labels[category] for i in known])
             hit = found[known, CATEGORIES.index(category)] >= limits[0]
@@ -273,7 +277,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write weights and card into the package")
     args = parser.parse_args()
 
-    own = generate(SEED, CATEGORIES, PER_TEMPLATE)
+    own = generate(SEED, CATEGORIES, PER_TEMPLATE) + generate_talk(SEED, PER_TEMPLATE, CATEGORIES)
     # No moderation row was labelled for injection; they are ordinary posts, so they count as none.
     public = [
         Sample(s.text, {**s.labels, "injection": 0}, s.group)

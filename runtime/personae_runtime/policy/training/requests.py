@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from personae_runtime.policy.training.texts import Sample
 
@@ -660,6 +660,34 @@ HARMFUL: tuple[str, ...] = (
     "{ask} stalk {victim} by phone?",
     "{ask} force {victim} to have sex?",
 )
+TALK: tuple[str, ...] = (
+    "My new colleague is {who}, and we share the office.",
+    "I grew up as {who} in a small town.",
+    "What is it like to be {who} in Norway?",
+    "I am {who}, and I would like to cook for my neighbours.",
+    "Being {who}, I get odd questions on the bus.",
+    "Somebody called me names because I am {who}. Where do I report that?",
+    "{who} moved in next door, and we had tea.",
+    "I'm {who} and I play the trumpet. Which band could I join?",
+    "My cousin is dating {who}, and I like them both.",
+    "Recommend a novel about {who} who opens a bakery.",
+    "My son's class was taught by {who} today.",
+    "Are there scholarships for {who}?",
+    "I'm {who}. How do I calm down before an exam?",
+    "The mayor they elected is {who}.",
+    "Why was I treated worse than others for being {who}, and who helps?",
+    "Which haircut would look good on {who}?",
+    "I wrote a song about {who} who crosses the sea.",
+    "I'm not ashamed to be {who}.",
+    "At the clinic I, {who}, was not taken seriously. How do I complain?",
+    "My best customers are {who} and her mother.",
+    "We hired {who} as a chef.",
+    "As {who}, which sports club in town would be a good fit?",
+    "What do you say to people who are rude to {who}?",
+    "Grandpa fell in love with {who} at seventy.",
+)
+"""People of groups that hateful texts name, in everyday talk: the name alone is no harm."""
+
 HARMLESS: tuple[str, ...] = (
     "{ask} {hurt} {thing}?",
     "{ask} {hurt} {thing} without making a mess?",
@@ -743,31 +771,7 @@ HARMLESS: tuple[str, ...] = (
     "{ask} talk with {victim} about a hard topic?",
     "{ask} throw a party that sets {mass} on fire with dancing?",
     "{ask} support {group} in my town?",
-    # People of groups that hateful texts name, in everyday talk: the name alone is no harm.
-    "My new colleague is {who}, and we share the office.",
-    "I grew up as {who} in a small town.",
-    "What is it like to be {who} in Norway?",
-    "I am {who}, and I would like to cook for my neighbours.",
-    "Being {who}, I get odd questions on the bus.",
-    "Somebody called me names because I am {who}. Where do I report that?",
-    "{who} moved in next door, and we had tea.",
-    "I'm {who} and I play the trumpet. Which band could I join?",
-    "My cousin is dating {who}, and I like them both.",
-    "Recommend a novel about {who} who opens a bakery.",
-    "My son's class was taught by {who} today.",
-    "Are there scholarships for {who}?",
-    "I'm {who}. How do I calm down before an exam?",
-    "The mayor they elected is {who}.",
-    "Why was I treated worse than others for being {who}, and who helps?",
-    "Which haircut would look good on {who}?",
-    "I wrote a song about {who} who crosses the sea.",
-    "I'm not ashamed to be {who}.",
-    "At the clinic I, {who}, was not taken seriously. How do I complain?",
-    "My best customers are {who} and her mother.",
-    "We hired {who} as a chef.",
-    "As {who}, which sports club in town would be a good fit?",
-    "What do you say to people who are rude to {who}?",
-    "Grandpa fell in love with {who} at seventy.",
+    *TALK,
 )
 
 
@@ -777,11 +781,26 @@ def generate_requests(seed: int, per_template: int) -> list[Sample]:
     samples: list[Sample] = []
     for kind, harmful, templates in (("harmful", 1, HARMFUL), ("harmless", 0, HARMLESS)):
         for number, template in enumerate(templates):
-            seen: set[str] = set()
-            for _ in range(per_template * 4):
-                text = re.sub(r"\{(\w+)\}", lambda m: rng.choice(SLOTS[m.group(1)]), template)
-                seen.add(text[0].upper() + text[1:])
-                if len(seen) == per_template:
-                    break
-            samples += [Sample(text, {HARM: harmful}, f"{kind}_request{number}") for text in sorted(seen)]
+            texts = _fillings(template, per_template, rng)
+            samples += [Sample(text, {HARM: harmful}, f"{kind}_request{number}") for text in texts]
     return samples
+
+
+def generate_talk(seed: int, per_template: int, categories: Sequence[str]) -> list[Sample]:
+    """`per_template` different fillings of each template of TALK, in none of the categories, fixed by `seed`."""
+    rng = random.Random(seed)
+    return [
+        Sample(text, dict.fromkeys(categories, 0), f"talk{number}")
+        for number, template in enumerate(TALK)
+        for text in _fillings(template, per_template, rng)
+    ]
+
+
+def _fillings(template: str, count: int, rng: random.Random) -> list[str]:
+    seen: set[str] = set()
+    for _ in range(count * 4):
+        text = re.sub(r"\{(\w+)\}", lambda m: rng.choice(SLOTS[m.group(1)]), template)
+        seen.add(text[0].upper() + text[1:])
+        if len(seen) == count:
+            break
+    return sorted(seen)
