@@ -514,6 +514,37 @@ class MemorySettings(_Section):
     extraction: ExtractionSettings = ExtractionSettings()
 
 
+class GuardModelSettings(_Section):
+    """A published guard model, which the scorer `guard_model` asks. How it is run says its entry of `cluster.models`,
+    whose `model` is the one that is named here; no persona can name it."""
+
+    family: Literal["llama_guard", "granite_guardian", "granite_guardian_3_3", "qwen3guard", "shieldgemma"] | None = (
+        Field(
+            None,
+            description="How the model is asked and answers: Llama Guard 3 and 4, Granite Guardian 3.0 to 3.2 or 3.3,"
+            " Qwen3Guard-Gen, ShieldGemma.",
+            examples=["llama_guard"],
+        )
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="The `model` of an entry of `cluster.models` of kind `vllm`.",
+        examples=["llama-guard-3-8b"],
+    )
+    guidelines: FilePath | None = Field(
+        None,
+        description="YAML file of ShieldGemma's guidelines, in the words of its model card; unset asks in ours.",
+        examples=["policy/shieldgemma.yaml"],
+    )
+    deadline_ms: float = Field(
+        2000.0,
+        gt=0,
+        description="Milliseconds after which the guard model counts as failed, which blocks.",
+        examples=[2000],
+    )
+
+
 class PolicySettings(_Section):
     """The policy gate."""
 
@@ -533,13 +564,15 @@ class PolicySettings(_Section):
         " Production refuses it.",
         examples=[False],
     )
-    scorers: tuple[Literal["ngram", "injection", "cascade", "language"], ...] = Field(
+    scorers: tuple[Literal["ngram", "injection", "cascade", "language", "guard_model"], ...] = Field(
         ("ngram", "injection"),
         description="Scorers before every released unit. `cascade` gives any harm, and `injection` its second stage; it"
         " needs the embedding model (`personae models pull`). `language` tells what is in none of `policy.languages`"
-        " (120 MB). Only a development profile may run without.",
+        " (120 MB). `guard_model` asks the model `policy.guard_model.model`. Only a development profile may run"
+        " without.",
         examples=[["ngram", "injection"], ["ngram", "injection", "cascade"]],
     )
+    guard_model: GuardModelSettings = GuardModelSettings()
     languages: tuple[str, ...] = Field(
         ("en",),
         min_length=1,
@@ -939,7 +972,8 @@ class ClusterSettings(_Section):
     application: str = Field("personae", description="Name of the Serve application.", examples=["personae"])
     models: tuple[ModelDeploymentSettings, ...] = Field(
         (),
-        description="One model deployment each; the first is the default. Empty means one of `[engine]`.",
+        description="One model deployment each; the first is the default. The one named by `policy.guard_model.model`"
+        " is for the scorer `guard_model` alone. None beside it means one of `[engine]`.",
         examples=[[]],
     )
     gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
@@ -1051,8 +1085,22 @@ class Settings(BaseSettings):
 
     @property
     def model_deployments(self) -> tuple[ModelDeploymentSettings, ...]:
-        """The models of a cluster, the default first: `cluster.models`, or `[engine]` alone."""
-        return self.cluster.models or (ModelDeploymentSettings(**self.engine.model_dump()),)
+        """The models that personas may name, the default first: `cluster.models` without the guard model, or `[engine]`
+        alone."""
+        named = tuple(model for model in self.cluster.models if model.model != self.policy.guard_model.model)
+        return named or (ModelDeploymentSettings(**self.engine.model_dump()),)
+
+    @property
+    def guard_model_deployment(self) -> ModelDeploymentSettings | None:
+        """How the model of `policy.guard_model` is run; None if no entry of `cluster.models` says."""
+        named = self.policy.guard_model.model
+        return next((model for model in self.cluster.models if model.model == named), None)
+
+    @property
+    def every_deployment(self) -> tuple[ModelDeploymentSettings, ...]:
+        """`model_deployments`, and after them that of the guard model, where its scorer runs."""
+        guard = self.guard_model_deployment if "guard_model" in self.policy.scorers else None
+        return (*self.model_deployments, guard) if guard is not None else self.model_deployments
 
     @property
     def unsigned_bundles(self) -> bool:
@@ -1063,7 +1111,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _keys_fit_together(self) -> Self:
-        wrong = {**_incomplete(self.gateway.tls, self.auth.jwt), **self._unsafe_in_production(), **self._exposed()}
+        wrong = {
+            **_incomplete(self.gateway.tls, self.auth.jwt),
+            **self._unsafe_in_production(),
+            **self._exposed(),
+            **self._unguarded(),
+        }
         signing = {"certificate": self.provenance.certificate, "private_key": self.provenance.private_key}
         if any(signing.values()):
             wrong |= {
@@ -1093,6 +1146,25 @@ class Settings(BaseSettings):
             wrong["policy.allow_unsigned"] = "false or unset in production: only development loads unsigned bundles"
         if not self.policy.scorers:
             wrong["policy.scorers"] = "at least one scorer: only development may run without"
+        return wrong
+
+    def _unguarded(self) -> dict[str, str]:
+        """What the scorer `guard_model` needs and has not."""
+        if "guard_model" not in self.policy.scorers:
+            return {}
+        chosen, entry = self.policy.guard_model, self.guard_model_deployment
+        wrong = {
+            f"policy.guard_model.{name}": "set, as policy.scorers has guard_model"
+            for name, value in (("family", chosen.family), ("model", chosen.model))
+            if value is None
+        }
+        if chosen.guidelines is not None and chosen.family != "shieldgemma":
+            wrong["policy.guard_model.guidelines"] = "unset: only the family shieldgemma takes guidelines"
+        if chosen.model is not None and (entry is None or entry.kind != "vllm" or not entry.min_replicas):
+            wrong["cluster.models"] = (
+                f'an entry with model = "{chosen.model}", kind = "vllm" and min_replicas of at least 1, as'
+                " policy.guard_model names it"
+            )
         return wrong
 
     def _exposed(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from personae_runtime.errors import ConfigError, Unavailable  # noqa: E402
 from personae_serve.deployments.autoscaling import autoscaling_config  # noqa: E402
 from personae_serve.deployments.gateway import GatewayReplica  # noqa: E402
 from personae_serve.deployments.guard import GuardReplica  # noqa: E402
+from personae_serve.deployments.guard_model import guard_model_deployment  # noqa: E402
 from personae_serve.deployments.memory import MemoryReplica  # noqa: E402
 from personae_serve.deployments.model import model_deployment  # noqa: E402
 
@@ -78,6 +79,7 @@ def application(args: dict[str, Any]) -> serve.Application:
             autoscaling_config=autoscaling_config(cluster.guard, target_ongoing=_GUARD_CALLS),
             health_check_period_s=5,
         )(GuardReplica).bind(cluster.guard_scorers, settings.policy.scorer_timeout_ms)
+    guard_model = guard_model_deployment(settings) if "guard_model" in settings.policy.scorers else None
     return serve.deployment(
         name=GATEWAY,
         # Serve's own requests only: the streams of clients never pass through it.
@@ -87,7 +89,7 @@ def application(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
         autoscaling_config=autoscaling_config(cluster.gateway),
-    )(GatewayReplica).bind(config, overrides, version, models, memory, guard)
+    )(GatewayReplica).bind(config, overrides, version, models, memory, guard, guard_model)
 
 
 def _version(config: str | None, overrides: dict[str, Any], given: str) -> str:
@@ -175,7 +177,7 @@ def status(application_name: str) -> dict[str, Any]:
 
 def _most_cpus(settings: Settings) -> int:
     cluster = settings.cluster
-    deployments = [cluster.gateway, *settings.model_deployments]
+    deployments = [cluster.gateway, *settings.every_deployment]
     total = sum(one.num_cpus * one.max_replicas for one in deployments)
     # Twice: a rolling update runs old and new side by side.
     return int(2 * total + cluster.memory.num_cpus + cluster.guard.num_cpus * cluster.guard.max_replicas) + 1

@@ -15,8 +15,9 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from personae_runtime.config import Settings
+from personae_runtime.engines.factory import build_engine
 from personae_runtime.engines.models import path as model_path
-from personae_runtime.errors import LedgerUnavailable
+from personae_runtime.errors import ConfigError, LedgerUnavailable
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
@@ -30,7 +31,9 @@ from personae_runtime.memory.qdrant import QdrantMemoryIndex
 from personae_runtime.memory.qdrant_layout import ServerLayout
 from personae_runtime.memory.recall import Fallback, Recall
 from personae_runtime.memory.store import ChangeCursor, MemoryStore
+from personae_runtime.policy.guard_models import GuardModelScorer, family_of
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.scorers import Scorer
 from personae_runtime.policy.signing import Trust
 from personae_runtime.telemetry import names
 from personae_runtime.telemetry.setup import Telemetry
@@ -249,20 +252,50 @@ def make_embedder(models: Path) -> OnnxEmbedder:
     )
 
 
-async def open_policy(settings: Settings, stack: AsyncExitStack) -> Policy:
+def make_guard_model(settings: Settings, deadline_ms: float | None = None) -> GuardModelScorer:
+    """The scorer `guard_model` with an engine of this process, to be started.
+
+    Args:
+        deadline_ms: instead of the configured one.
+
+    Raises:
+        ConfigError: the settings don't say which model, or how it is run.
+    """
+    chosen, entry = settings.policy.guard_model, settings.guard_model_deployment
+    if chosen.family is None or entry is None or entry.kind != "vllm":
+        raise ConfigError(
+            "the scorer guard_model needs policy.guard_model.family, policy.guard_model.model, and an entry of"
+            " cluster.models of that model and of kind vllm; see docs/policy.md"
+        )
+    engine = build_engine(entry, profile=settings.profile, models_dir=settings.models_dir)
+    return GuardModelScorer(family_of(chosen), engine, (deadline_ms or chosen.deadline_ms) / 1000)
+
+
+async def open_policy(settings: Settings, stack: AsyncExitStack, guard_model: Scorer | None = None) -> Policy:
     """The policy, with the embedding model where a scorer needs it. That is a session of its own: a turn's recall
     and its gate embed at the same time.
 
+    Args:
+        guard_model: the scorer of that name; None runs the model in this process if it is configured.
+
     Raises:
         ConfigError: the bundle or a scorer can't be used.
-        MissingModel: the embedding model isn't there.
+        MissingModel: the embedding model, or the guard model, isn't there.
     """
     chosen = settings.policy
     embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
+    own = make_guard_model(settings) if guard_model is None and "guard_model" in chosen.scorers else None
     policy = Policy.load(
-        chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder, Trust.of(settings), chosen.languages
+        chosen.bundle,
+        chosen.scorers,
+        chosen.scorer_timeout_ms,
+        embedder,
+        Trust.of(settings),
+        chosen.languages,
+        guard_model or own,
     )
-    if embedder is not None:
-        stack.push_async_callback(embedder.close)
-        await embedder.start()
+    for part in (embedder, own):
+        if part is not None:
+            stack.push_async_callback(part.close)
+            await part.start()
     return policy

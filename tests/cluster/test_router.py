@@ -1,16 +1,20 @@
-"""The affinity router and the scaling policy inside a real Serve."""
+"""The affinity router, the scaling policy and the guard model's calls inside a real Serve."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from personae_runtime.config import ModelDeploymentSettings
+from personae_runtime.config import GuardModelSettings, ModelDeploymentSettings
+from personae_runtime.engines.engine import EngineCapacity, EngineDelta, EngineFinish, GenerateRequest, Token
+from personae_runtime.policy.gate import ScorerFailure, run_scorers
+from personae_runtime.policy.guard_models import FAMILIES, GuardModelScorer
 
 ray = pytest.importorskip("ray", reason="needs the extra `cluster`")
 
@@ -18,6 +22,7 @@ from ray import serve  # noqa: E402
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig  # noqa: E402
 
 from personae_serve.deployments import autoscaling  # noqa: E402
+from personae_serve.deployments.guard_model import GuardModelReplica, RemoteGuardModel  # noqa: E402
 from personae_serve.deployments.router import affinity_key, request_router_config, running_replicas  # noqa: E402
 
 PLACES = 4
@@ -51,15 +56,59 @@ class Gate:
     """Lets requests wait for each other."""
 
     def __init__(self) -> None:
-        import asyncio
-
         self._open = asyncio.Event()
+        self._aborted = 0
 
     async def opened(self) -> None:
         await self._open.wait()
 
     async def open(self) -> None:
         self._open.set()
+
+    async def note_abort(self) -> None:
+        self._aborted += 1
+
+    async def aborted(self) -> int:
+        return self._aborted
+
+
+class Verdicts:
+    """An engine in the place of one with a guard model: `safe`, but to "wait" never a word, and to "die" none ever."""
+
+    model = "verdicts"
+
+    def __init__(self, gate: Any) -> None:
+        self._gate = gate
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
+        text = request.messages[-1].content
+        if "die" in text:
+            os._exit(1)
+        try:
+            if "wait" in text:
+                await asyncio.Future()
+        except asyncio.CancelledError:
+            self._gate.note_abort.remote()
+            raise
+        token = Token("safe", (("safe", -0.2231435513), ("unsafe", -1.6094379124)))
+        yield EngineDelta("safe", 1, EngineFinish.STOP, 10, logprobs=(token,))
+
+    def capacity(self) -> EngineCapacity:
+        return EngineCapacity(8, 0, 0, 8, 2048)
+
+    async def health(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class GuardModel(GuardModelReplica):
+    """The guard model's replica over that engine."""
+
+    async def __init__(self, gate: Any) -> None:
+        self._engine = Verdicts(gate)  # type: ignore[assignment]  # what a replica asks of it, and no more
+        self._scorer = GuardModelScorer(FAMILIES["llama_guard"], self._engine, 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +220,39 @@ def test_a_model_without_replicas_is_started_by_a_request_and_stopped_when_idle(
     assert response.result(timeout_s=90)
     assert running_replicas(handle.deployment_id) == 1
     eventually(lambda: not serve.status().applications["cold"].deployments["cold"].replica_states.get("RUNNING"))
+
+
+def test_the_guard_model_is_asked_by_its_handle_and_late_calls_reach_its_engine_as_aborts(gate: Any) -> None:
+    app = serve.deployment(
+        name="guard",
+        max_ongoing_requests=8,
+        health_check_period_s=1,
+        ray_actor_options={"num_cpus": 0.1},
+        request_router_config=ROUTER,
+    )(GuardModel)
+    handle = serve.run(app.bind(gate), name="guard", route_prefix=None)
+
+    def scores(text: str, deadline_ms: float) -> dict[str, float]:
+        async def ask_once() -> dict[str, float]:
+            guard = RemoteGuardModel(GuardModelSettings(family="llama_guard", deadline_ms=deadline_ms), handle)
+            return await run_scorers([guard], [text], [text])
+
+        return asyncio.run(ask_once())
+
+    known = scores("A walk by the river.", 60_000)
+    assert known.keys() == set(FAMILIES["llama_guard"].categories)
+    assert known["harm"] == pytest.approx(0.2)
+    before = ray.get(gate.aborted.remote())
+    with pytest.raises(ScorerFailure, match="TimeoutError"):
+        scores("wait", 2000)
+    eventually(lambda: ray.get(gate.aborted.remote()) == before + 1)
+    with pytest.raises(ScorerFailure, match="ActorDied"):
+        scores("die", 60_000)
+
+    def back() -> bool:
+        try:
+            return scores("A walk by the river.", 5000)["harm"] > 0
+        except ScorerFailure:
+            return False
+
+    eventually(back)

@@ -17,6 +17,7 @@ from personae_runtime.config import default_models_dir
 from personae_runtime.engines.engine import Engine, EngineDelta, EngineFinish, GenerateRequest, Message
 from personae_runtime.engines.llamacpp import LlamaCppEngine, gguf_file
 from personae_runtime.engines.synthetic import SyntheticEngine
+from personae_runtime.engines.vllm import VllmEngine
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, MissingModel
 from tests.contract.conftest import CONTEXT, PARALLEL, VLLM, WAITING, build_vllm, started
 
@@ -277,6 +278,19 @@ async def test_of_those_that_wait_the_most_urgent_runs_first(engine: Engine) -> 
     await asyncio.gather(patient, urgent)
     assert order == ["urgent", "patient"]
     await occupied.release(engine)
+
+
+async def test_log_probabilities_are_told_or_refused(engine: Engine) -> None:
+    request = replace(ask(), logprobs=3)
+    if isinstance(engine, VllmEngine):
+        deltas = await collect(engine.generate(request))
+        assert all(len(delta.logprobs) == delta.tokens for delta in deltas)
+    else:
+        for refused in (request, replace(ask(), template_arguments={"think": False})):
+            with pytest.raises(InvalidArgument, match="vllm") as caught:
+                await collect(engine.generate(refused))
+            assert caught.value.reason == "LOGPROBS_UNSUPPORTED"
+        assert engine.capacity().running == 0
 
 
 async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:

@@ -11,6 +11,8 @@ import pytest
 from personae_runtime.engines.engine import EngineDelta, EngineFinish, GenerateRequest, Message
 from personae_runtime.engines.vllm import VllmEngine
 from personae_runtime.errors import EngineDead, InvalidArgument
+from personae_runtime.policy.gate import ScorerFailure, run_scorers
+from personae_runtime.policy.guard_models import FAMILIES, GuardModelScorer
 from tests.contract.conftest import ADAPTER, VLLM
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), *VLLM]
@@ -137,4 +139,6 @@ async def test_when_the_engine_core_dies_the_stream_and_health_say_so(vllm_engin
         await vllm_engine.health()
     with pytest.raises(EngineDead):
         await reply(vllm_engine, ask())
+    with pytest.raises(ScorerFailure, match="EngineDead"):
+        await run_scorers([GuardModelScorer(FAMILIES["shieldgemma"], vllm_engine)], ["What a lovely morning."])
     assert vllm_engine.capacity().running == 0

@@ -7,10 +7,12 @@ synthetic clock all fit behind it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from personae_runtime.errors import InvalidArgument
 
 Role = Literal["system", "user", "assistant"]
 
@@ -43,6 +45,10 @@ class GenerateRequest:
         trace_headers: W3C trace context for engines that trace.
         json_schema: JSON Schema that the reply keeps to, as JSON; an engine that
             can't constrain its sampling ignores it, so replies are checked all the same.
+        logprobs: of how many tokens, the likeliest, each place of the reply tells the
+            log-probability; an engine that can't tell refuses more than 0.
+        template_arguments: further variables of the model's chat template; only
+            engines that tell log-probabilities take them.
     """
 
     request_id: str
@@ -57,6 +63,22 @@ class GenerateRequest:
     affinity: tuple[str, str] = ("", "")
     trace_headers: dict[str, str] = field(default_factory=dict)
     json_schema: str | None = None
+    logprobs: int = 0
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def refuse_logprobs(request: GenerateRequest, model: str) -> None:
+    """For engines that can't tell log-probabilities.
+
+    Raises:
+        InvalidArgument: the request asks for them, or for what goes with them (reason LOGPROBS_UNSUPPORTED).
+    """
+    if request.logprobs or request.template_arguments:
+        raise InvalidArgument(
+            f"{model} is served by an engine that tells no log-probabilities; they need engine.kind vllm",
+            reason="LOGPROBS_UNSUPPORTED",
+            metadata={"model": model},
+        )
 
 
 class EngineFinish(StrEnum):
@@ -65,6 +87,19 @@ class EngineFinish(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+
+
+class Token(NamedTuple):
+    """A token of a reply, and what could have stood there.
+
+    Attributes:
+        text: of the token that was drawn.
+        likeliest: text and log-probability of the likeliest tokens, and of the drawn
+            one; two tokens may have the same text.
+    """
+
+    text: str
+    likeliest: tuple[tuple[str, float], ...]
 
 
 class EngineDelta(NamedTuple):  # made for every few tokens: at a third of a frozen dataclass's cost
@@ -79,6 +114,7 @@ class EngineDelta(NamedTuple):  # made for every few tokens: at a third of a fro
         cached_input_tokens: prompt tokens served from the prefix cache; last delta.
         more: the next delta is there already and will come without a wait, so
             that both can be judged together.
+        logprobs: one for each token of this delta, if the request asked for them.
     """
 
     text: str
@@ -87,6 +123,7 @@ class EngineDelta(NamedTuple):  # made for every few tokens: at a third of a fro
     input_tokens: int = 0
     cached_input_tokens: int = 0
     more: bool = False
+    logprobs: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +181,8 @@ class Engine(Protocol):
         Raises (at the first `__anext__`, or later):
             EngineOverloaded: no place; nothing was queued.
             InvalidArgument: the prompt is longer than the context (reason
-                PROMPT_TOO_LONG), or the request_id is in flight.
+                PROMPT_TOO_LONG), the request_id is in flight, or the engine tells no
+                log-probabilities and is asked for them (reason LOGPROBS_UNSUPPORTED).
             EngineDead: the engine failed.
         """
         ...

@@ -23,7 +23,13 @@ import orjson
 
 from personae_runtime.engines import models
 from personae_runtime.engines.admission import Admission, Ticket
-from personae_runtime.engines.engine import EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
+from personae_runtime.engines.engine import (
+    EngineCapacity,
+    EngineDelta,
+    EngineFinish,
+    GenerateRequest,
+    refuse_logprobs,
+)
 from personae_runtime.engines.gguf import Vocabulary, read_vocabulary, upper_estimate
 from personae_runtime.errors import ConfigError, EngineDead, InvalidArgument, PersonaeError
 
@@ -159,6 +165,7 @@ class LlamaCppEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         """See Engine.generate."""
         await self.health()
+        refuse_logprobs(request, self.model)
         if request.adapter is not None:
             raise InvalidArgument(
                 f"llama.cpp has no adapter {request.adapter!r}; adapters need engine.kind vllm",

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from personae_runtime.engines.admission import Admission, Ticket
-from personae_runtime.engines.engine import EngineCapacity, EngineDelta, EngineFinish, GenerateRequest, Message
+from personae_runtime.engines.engine import (
+    EngineCapacity,
+    EngineDelta,
+    EngineFinish,
+    GenerateRequest,
+    Message,
+    refuse_logprobs,
+)
 from personae_runtime.errors import ConfigError, EngineDead, InvalidArgument
 
 CHARS_PER_TOKEN = 4
@@ -142,6 +149,7 @@ class SyntheticEngine:
         """See Engine.generate."""
         if not self._serving:
             raise EngineDead("the synthetic engine is not running")
+        refuse_logprobs(request, self.model)
         input_tokens = estimate_prompt_tokens(request.messages)
         if input_tokens >= self._context_tokens:
             raise InvalidArgument(

@@ -18,11 +18,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 from personae_runtime.config import AdapterSettings, EngineSettings
 from personae_runtime.engines.admission import Admission
-from personae_runtime.engines.engine import EngineCapacity, EngineDelta, EngineFinish, GenerateRequest, Message
+from personae_runtime.engines.engine import (
+    EngineCapacity,
+    EngineDelta,
+    EngineFinish,
+    GenerateRequest,
+    Message,
+    Token,
+)
 from personae_runtime.engines.gguf import Vocabulary, control_pattern, upper_estimate
 from personae_runtime.errors import ConfigError, EngineDead, InvalidArgument, PersonaeError
 
@@ -121,6 +129,10 @@ class VllmEngine:
             warm_up = GenerateRequest("warm-up", (Message("user", "Hello"),), max_tokens=1, temperature=0)
             async for _ in self.generate(warm_up):
                 pass
+        except InvalidArgument as error:
+            # The template of a guard model wants arguments, which only those who ask it know.
+            if error.reason != "ENGINE_REJECTED":
+                raise
         except EngineDead as error:
             raise ConfigError(f"vLLM loaded {self.model} and failed at its first token; its log above says why") from (
                 error
@@ -177,7 +189,7 @@ class VllmEngine:
         ticket = self._admission.enter(request.request_id, request.priority)
         outputs: AsyncGenerator[Any, None] | None = None
         try:
-            prompt = await self._prompt(request.messages)
+            prompt = await self._prompt(request)
             await self._admission.turn(ticket)
             if ticket.aborted:
                 yield EngineDelta("", 0, EngineFinish.ABORT, len(prompt))
@@ -188,15 +200,18 @@ class VllmEngine:
                 completion = output.outputs[0]
                 reason = completion.finish_reason
                 finish: EngineFinish | None
+                told: tuple[Token, ...]
                 if ticket.aborted or reason == "abort":
                     # vLLM lets go of text that it held back because a stop string might begin there: drop it.
-                    tokens, text, finish = 0, "", EngineFinish.ABORT
+                    tokens, text, finish, told = 0, "", EngineFinish.ABORT, ()
                 else:
                     tokens, text, finish = len(completion.token_ids), completion.text, _finish(reason)
+                    told = _logprobs(completion) if request.logprobs else ()
                 if finish is None:
-                    yield EngineDelta(text, tokens)
+                    yield EngineDelta(text, tokens, logprobs=told)
                 else:
-                    yield EngineDelta(text, tokens, finish, len(prompt), output.num_cached_tokens or 0)
+                    cached = output.num_cached_tokens or 0
+                    yield EngineDelta(text, tokens, finish, len(prompt), cached, logprobs=told)
                     return
             raise EngineDead("vLLM ended a request early")
         except Exception as error:
@@ -223,6 +238,7 @@ class VllmEngine:
                 seed=None if request.seed is None else request.seed & 0x7FFFFFFFFFFFFFFF,
                 stop=[string for string in request.stop if string] or None,
                 output_kind=RequestOutputKind.DELTA,
+                logprobs=request.logprobs or None,
                 structured_outputs=(
                     None if request.json_schema is None else StructuredOutputsParams(json=request.json_schema)
                 ),
@@ -234,11 +250,13 @@ class VllmEngine:
         )
         return outputs
 
-    async def _prompt(self, messages: Sequence[Message]) -> list[int]:
+    async def _prompt(self, request: GenerateRequest) -> list[int]:
         assert self._template is not None
         try:
             # 4 ms for 1,000 tokens, most of it without the interpreter's lock.
-            prompt = await asyncio.get_running_loop().run_in_executor(self._renderer, self._template.render, messages)
+            prompt = await asyncio.get_running_loop().run_in_executor(
+                self._renderer, self._template.render, request.messages, request.template_arguments
+            )
         except RuntimeError as error:
             if self._closed:
                 raise EngineDead("the vLLM engine is not running") from error
@@ -328,17 +346,35 @@ class _Template:
             if token.special or (token.content.startswith("<") and token.content.endswith(">"))
         ]
         self._vocabulary = Vocabulary(self.count, True, control_pattern(spellings))
+        self._in_parts = False
         try:
-            self.render([Message("user", "Hello")])
+            self._in_parts = self._wants_parts()
         except ValueError as error:  # transformers says so where there is no template
             raise ConfigError(f"{model} has no chat template that can be used: {_first_line(error)}") from error
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt; control tokens within messages are broken by a space."""
+    def render(self, messages: Sequence[Message], arguments: Mapping[str, Any] = MappingProxyType({})) -> list[int]:
+        """Token ids of the prompt; control tokens within messages are broken by a space.
+
+        Args:
+            arguments: further variables of the template.
+        """
         neutralise = self._vocabulary.neutralise
-        chat = [{"role": message.role, "content": neutralise(message.content)} for message in messages]
-        ids = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+        chat: list[dict[str, Any]] = [{"role": one.role, "content": neutralise(one.content)} for one in messages]
+        if self._in_parts:
+            chat = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in chat]
+        given = {"add_generation_prompt": True, **arguments}
+        return list(self._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False, **given))
+
+    def _wants_parts(self) -> bool:
+        """Whether messages have to come in parts: templates of models that also see may make nothing of plain text."""
+        for self._in_parts in (False, True):
+            try:
+                if "Hello" in self._tokenizer.decode(self.render([Message("user", "Hello")])):
+                    return self._in_parts
+            except Exception as error:
+                if type(error).__module__.partition(".")[0] != "jinja2":
+                    raise
+        return False  # it wants arguments, perhaps: requests will show
 
     def count(self, text: str) -> int:
         """Tokens of a text, without special tokens."""
@@ -474,6 +510,15 @@ def adapter_rank(adapter: AdapterSettings) -> int:
     if not any((adapter.path / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ConfigError(f"adapter {adapter.name!r} has no adapter_model.safetensors in {adapter.path}")
     return rank
+
+
+def _logprobs(completion: Any) -> tuple[Token, ...]:
+    """Of the tokens of one of vLLM's outputs, the drawn one of each first among its likeliest."""
+    told = []
+    for token, place in zip(completion.token_ids, completion.logprobs or (), strict=True):
+        likeliest = tuple((one.decoded_token or "", one.logprob) for one in place.values())
+        told.append(Token(place[token].decoded_token or "", likeliest))
+    return tuple(told)
 
 
 def _finish(reason: str | None) -> EngineFinish | None:

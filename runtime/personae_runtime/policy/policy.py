@@ -41,18 +41,19 @@ class Policy:
         embedder: Embedder | None = None,
         trust: Trust = Trust(),  # noqa: B008 - immutable
         languages: Sequence[str] = ("en",),
+        guard_model: Scorer | None = None,
     ) -> Policy:
         """Loads and tests a bundle (None: the one that ships) and the scorers by name.
 
         Args:
             trust: who may have signed the bundle.
-            languages: see `build_scorers`.
+            languages, guard_model: see `build_scorers`.
             embedder: for the cascade; the caller starts it before the first text and closes it.
 
         Raises:
             ConfigError: either can't be used; the message says which rule and key.
         """
-        built: Sequence[Scorer] = build_scorers(scorers, scorer_timeout_ms, embedder, languages)
+        built: Sequence[Scorer] = build_scorers(scorers, scorer_timeout_ms, embedder, languages, guard_model)
         tester = rule_tester()
         if not any(SELF_HARM in scorer.categories for scorer in built):
             # Which scorers run is a setting; that self-harm is looked for is not.

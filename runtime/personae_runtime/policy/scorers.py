@@ -25,8 +25,8 @@ CATEGORIES = ("sexual", "hate", "violence", "harassment", "self_harm", "injectio
 """What the n-gram head gives."""
 
 RULE_CATEGORIES = (*CATEGORIES, "harm", "other_language")
-"""What rules may ask scores for; one that no scorer gives is 0. `harm` is the cascade's: any harm; `other_language` the
-language scorer's."""
+"""What rules may ask scores for; one that no scorer gives is 0. `harm` is any harm, the cascade's or a guard model's;
+`other_language` the language scorer's."""
 
 HEAD_FILE = "ngram_head.npz"
 ORDERS = (2, 3, 4, 5)
@@ -199,10 +199,12 @@ def build_scorers(
     deadline_ms: float,
     embedder: Embedder | None = None,
     languages: Sequence[str] = ("en",),
+    guard_model: Scorer | None = None,
 ) -> tuple[Scorer, ...]:
     """Scorers by configured name.
 
     Args:
+        guard_model: the scorer of that name, which has a deadline of its own; the caller starts and closes it.
         languages: ISO 639 codes of those that are no other language for the language scorer.
         embedder: what the cascade embeds by; the caller starts and closes it.
 
@@ -230,9 +232,13 @@ def build_scorers(
             made.append(CascadeScorer(HarmHead.load(), embedder, deadline_ms / 1000, judge))
         elif name == "language":
             made.append(LanguageScorer.load(languages, deadline_ms / 1000))
+        elif name == "guard_model":
+            if guard_model is None:
+                raise ConfigError("policy.scorers: 'guard_model' needs the model of policy.guard_model, not open here")
+            made.append(guard_model)
         else:
             raise ConfigError(
-                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection', 'cascade' or 'language',"
-                ' as in ["ngram"]'
+                f"policy.scorers: {name!r} is not a scorer; expected 'ngram', 'injection', 'cascade', 'language' or"
+                " 'guard_model', as in [\"ngram\"]"
             )
     return tuple(made)

@@ -83,30 +83,33 @@ def policy(
     from personae_runtime.evals import policy as evals
     from personae_runtime.policy.policy import Policy
     from personae_runtime.policy.signing import Trust
-    from personae_serve.stores import make_embedder
+    from personae_serve.stores import make_embedder, make_guard_model
 
     settings = load_settings()
-    folder = models_dir.expanduser() if models_dir is not None else settings.models_dir
+    if models_dir is not None:
+        settings = settings.model_copy(update={"models_dir": models_dir.expanduser()})
     names = settings.policy.scorers if scorers == "configured" else tuple(filter(None, scorers.split(",")))
 
     async def run() -> dict[str, Any]:
-        embedder = make_embedder(folder) if "cascade" in names else None
+        embedder = make_embedder(settings.models_dir) if "cascade" in names else None
         remembering = evals.RememberingEmbedder(embedder) if embedder is not None else None
         # No deadline as tight as a turn's: a slow machine makes no other figures.
+        guard = make_guard_model(settings, 60_000) if "guard_model" in names else None
         loaded = Policy.load(
-            settings.policy.bundle, names, 60_000, remembering, Trust.of(settings), settings.policy.languages
+            settings.policy.bundle, names, 60_000, remembering, Trust.of(settings), settings.policy.languages, guard
         )
+        parts = [part for part in (embedder, guard) if part is not None]
         try:
-            if embedder is not None:
-                await embedder.start()
+            for part in parts:
+                await part.start()
             if dataset == "pii":
                 return pii.evaluate(path, loaded)
             if dataset == "injection":
                 return await injection.evaluate(path, loaded)
             return await evals.evaluate(dataset, path, loaded)
         finally:
-            if embedder is not None:
-                await embedder.close()
+            for part in parts:
+                await part.close()
 
     report = asyncio.run(run())
     if json:
@@ -163,10 +166,14 @@ async def _bias_here(
     from personae_runtime.evals.operating_point import operating_point
     from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
     from personae_runtime.policy.policy import Policy
-    from personae_serve.stores import make_embedder
+    from personae_serve.stores import make_embedder, make_guard_model
 
     embedder = make_embedder(settings.models_dir) if "cascade" in names else None
-    loaded = Policy.load(settings.policy.bundle, names, 60_000, embedder, languages=settings.policy.languages)
+    guard = make_guard_model(settings, 60_000) if "guard_model" in names else None
+    loaded = Policy.load(
+        settings.policy.bundle, names, 60_000, embedder, languages=settings.policy.languages, guard_model=guard
+    )
+    parts = [part for part in (embedder, guard) if part is not None]
     context = PolicyContext("assistant", AgeBand(age_band))
 
     async def judge(text: str) -> Judged:
@@ -174,12 +181,12 @@ async def _bias_here(
         return Judged(decision.action.stops, gravest(decision.scores))
 
     try:
-        if embedder is not None:
-            await embedder.start()
+        for part in parts:
+            await part.start()
         report = await evaluate(pairs, judge)
     finally:
-        if embedder is not None:
-            await embedder.close()
+        for part in parts:
+            await part.close()
     return report | {"scorers": list(names), "operating_point": operating_point(loaded)}
 
 

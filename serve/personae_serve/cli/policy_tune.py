@@ -42,25 +42,30 @@ def tune(
     from personae_runtime.evals.policy import RememberingEmbedder
     from personae_runtime.policy.decision import Stage
     from personae_runtime.policy.policy import Policy
-    from personae_serve.stores import make_embedder
+    from personae_serve.stores import make_embedder, make_guard_model
 
     settings = load_settings()
+    if models_dir is not None:
+        settings = settings.model_copy(update={"models_dir": models_dir.expanduser()})
     names = settings.policy.scorers if scorers == "configured" else tuple(filter(None, scorers.split(",")))
     rates = {"teen": fpr, "adult": fpr if adult_fpr is None else adult_fpr}
 
     async def run() -> tuple[dict[str, Any], Policy]:
-        folder = models_dir.expanduser() if models_dir is not None else settings.models_dir
-        embedder = make_embedder(folder) if "cascade" in names else None
+        embedder = make_embedder(settings.models_dir) if "cascade" in names else None
         remembering = RememberingEmbedder(embedder) if embedder is not None else None
         # No deadline as tight as a turn's: a slow machine makes no other figures.
-        policy = Policy.load(settings.policy.bundle, names, 60_000, remembering, languages=settings.policy.languages)
+        guard = make_guard_model(settings, 60_000) if "guard_model" in names else None
+        policy = Policy.load(
+            settings.policy.bundle, names, 60_000, remembering, languages=settings.policy.languages, guard_model=guard
+        )
+        parts = [part for part in (embedder, guard) if part is not None]
         try:
-            if embedder is not None:
-                await embedder.start()
+            for part in parts:
+                await part.start()
             return await tuning.tune(path, policy, Stage(stage), rates), policy
         finally:
-            if embedder is not None:
-                await embedder.close()
+            for part in parts:
+                await part.close()
 
     report, policy = asyncio.run(run())
     bundle = tuning.bundle_yaml(report, policy, version)

@@ -212,7 +212,7 @@ def check(
     _check_settings(settings, hardware, found)
     fits: list[ModelFit] = []
     demands: list[_Demand] = []
-    for model in settings.model_deployments:
+    for model in settings.every_deployment:
         shape = shapes.get(model.model)
         if model.kind == "synthetic":
             demands += [_Demand(model.model, cpus=model.num_cpus, gpus=model.num_gpus)] * model.max_replicas

@@ -24,6 +24,7 @@ from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.deployments.autoscaling import ADMISSION_P95_MS, OPEN_STREAMS
 from personae_serve.deployments.guard import RemoteScorer
+from personae_serve.deployments.guard_model import RemoteGuardModel
 from personae_serve.deployments.memory import RemoteMemory
 from personae_serve.deployments.model import RemoteEngine
 from personae_serve.deployments.tokens import token_counter
@@ -51,6 +52,7 @@ class GatewayReplica:
         models: handles by model name, the default first.
         memory: None if memory is off.
         guard: None if every scorer runs in the gateway.
+        guard_model: None if no scorer asks one.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -61,6 +63,7 @@ class GatewayReplica:
         models: dict[str, DeploymentHandle[Any]],
         memory: DeploymentHandle[Any] | None,
         guard: DeploymentHandle[Any] | None,
+        guard_model: DeploymentHandle[Any] | None,
     ) -> None:
         settings = load_settings(None if config is None else Path(config), **overrides)
         # Not sys.stderr: Serve puts a buffer of a thousand lines in its place, which dies with the process.
@@ -70,7 +73,8 @@ class GatewayReplica:
         try:
             telemetry = setup_telemetry(settings.telemetry)
             stack.push_async_callback(telemetry.shutdown)
-            policy = await open_policy(settings, stack)
+            asked = None if guard_model is None else RemoteGuardModel(settings.policy.guard_model, guard_model)
+            policy = await open_policy(settings, stack, asked)
             if guard is not None:
                 away = settings.cluster.guard_scorers
                 policy = Policy(

@@ -143,7 +143,7 @@ def read_models(settings: Settings) -> tuple[dict[str, ModelShape], dict[str, Ad
     shapes: dict[str, ModelShape] = {}
     adapters: dict[str, AdapterShape] = {}
     findings: list[Finding] = []
-    for model in settings.model_deployments:
+    for model in settings.every_deployment:
         if model.kind == "synthetic":
             continue
         try:

@@ -23,7 +23,14 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from personae_runtime.config import ModelDeploymentSettings, Settings, TelemetrySettings
-from personae_runtime.engines.engine import Engine, EngineCapacity, EngineDelta, EngineFinish, GenerateRequest
+from personae_runtime.engines.engine import (
+    Engine,
+    EngineCapacity,
+    EngineDelta,
+    EngineFinish,
+    GenerateRequest,
+    refuse_logprobs,
+)
 from personae_runtime.engines.factory import build_engine
 from personae_runtime.errors import EngineDead, EngineOverloaded, InvalidArgument, PersonaeError
 from personae_runtime.policy.units import UnitEnds
@@ -230,6 +237,7 @@ class RemoteEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[EngineDelta, None]:
         """See Engine.generate."""
+        refuse_logprobs(request, self.model)  # frames have no place for them
         if request.request_id in self._streams:
             raise InvalidArgument(f"request {request.request_id!r} is in flight", reason="REQUEST_IN_FLIGHT")
         persona, session = request.affinity
@@ -333,8 +341,14 @@ def _delta(frame: Frame) -> EngineDelta:
     return EngineDelta(text, frame[1], EngineFinish(frame[2]), frame[3], frame[4])
 
 
-def model_deployment(model: ModelDeploymentSettings, settings: Settings) -> serve.Application:
-    """The deployment of one of the settings' models, bound."""
+def model_deployment(
+    model: ModelDeploymentSettings, settings: Settings, replica: type[ModelReplica] = ModelReplica, *more: Any
+) -> serve.Application:
+    """The deployment of one of the settings' models, bound.
+
+    Args:
+        replica: made with the arguments of ModelReplica, and `more` after them.
+    """
     return serve.deployment(
         name=deployment_name(model.model),
         **placement(model),
@@ -348,12 +362,13 @@ def model_deployment(model: ModelDeploymentSettings, settings: Settings) -> serv
         health_check_period_s=5,
         health_check_timeout_s=30,
         autoscaling_config=autoscaling_config(model),
-    )(ModelReplica).bind(
+    )(replica).bind(
         model.model_dump(mode="json"),
         settings.profile,
         str(settings.models_dir),
         settings.cluster.token_coalesce_ms,
         settings.telemetry.model_dump(mode="json"),
+        *more,
     )
 
 

@@ -150,6 +150,19 @@ def test_llama_cpp_keeps_what_its_file_holds(shapes: dict[str, ModelShape]) -> N
     assert fit.kv_bytes_per_token == 2 * 8 * 128 * 32 * 2
 
 
+def test_a_guard_model_needs_what_any_model_needs(shapes: dict[str, ModelShape]) -> None:
+    two = [{"kind": "vllm", "num_gpus": 1, "model": name, "parallel": 8} for name in ("llama-3.1-8b-instruct", "guard")]
+    known = {**shapes, "guard": shapes["llama-3.1-8b-instruct"]}
+    asked = {"scorers": ["guard_model"], "guard_model": {"family": "llama_guard", "model": "guard"}}
+    report = check(settings(cluster={"models": two}, policy=asked), on(L40S), shapes=known)
+    assert [model.model for model in report.models] == ["llama-3.1-8b-instruct", "guard"]
+    assert report.gpus_needed == 2
+    assert "guard: at max_replicas there is no room for 1 GPUs" in problems(report)
+    # Nothing asks it: then it is not run.
+    idle = {**asked, "scorers": ["ngram"]}
+    assert check(settings(cluster={"models": two}, policy=idle), on(L40S), shapes=known).gpus_needed == 1
+
+
 def test_unknown_gpus_are_asked_for(shapes: dict[str, ModelShape]) -> None:
     assert "--gpu-memory" in problems(check(settings(), on(Node(cpus=8)), shapes=shapes))
 

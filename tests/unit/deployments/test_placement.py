@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from personae_runtime.config import ModelDeploymentSettings, load_settings
+from personae_runtime.config import GuardModelSettings, ModelDeploymentSettings, load_settings
 from tests.conftest import ROOT
 
 pytest.importorskip("ray")
 
+from personae_serve.cluster import application
 from personae_serve.deployments.model import model_deployment, placement
 
 
@@ -46,3 +47,24 @@ def test_serve_accepts_the_placement_of_every_example(
     settings = load_settings(config)
     for model in settings.model_deployments:
         assert model_deployment(model, settings) is not None
+
+
+def test_a_guard_model_is_a_deployment_of_its_own_that_gateways_ask(no_personae_environment: None) -> None:
+    overrides = {
+        "policy": {
+            "scorers": ["ngram", "guard_model"],
+            "guard_model": {"family": "qwen3guard", "model": "guard-4b", "deadline_ms": 1500},
+        },
+        "cluster": {"models": [{"kind": "synthetic", "model": "swift"}, {"kind": "vllm", "model": "guard-4b"}]},
+    }
+    gateway = application({"overrides": overrides})._bound_deployment
+    *_, models, _memory, guard, guard_model = gateway.init_args
+    assert list(models) == ["swift"]
+    assert guard is None
+    bound = guard_model._bound_deployment
+    assert bound.name == "model-guard-4b"
+    assert bound.func_or_class.__name__ == "GuardModelReplica"
+    guard_settings = GuardModelSettings.model_validate(bound.init_args[-1])
+    assert (guard_settings.family, guard_settings.deadline_ms) == ("qwen3guard", 1500)
+    without = application({"overrides": {"cluster": overrides["cluster"]}})._bound_deployment
+    assert without.init_args[-1] is None

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from personae_runtime.config import AdapterSettings, EngineSettings, load_settings
+from personae_runtime.engines.engine import Message
 from personae_runtime.engines.factory import build_engine
-from personae_runtime.engines.vllm import engine_arguments, prepare_environment
+from personae_runtime.engines.vllm import _Template, engine_arguments, prepare_environment
 from personae_runtime.errors import ConfigError, EngineDead, MissingModel
 from tests.conftest import run_python
 
@@ -174,3 +175,56 @@ def test_adapters_are_configured_as_tables_and_misspelt_ones_explained(tmp_path:
     file.write_text('[[engine.adapters]]\nname = "v"\npath = "/a"\n[[engine.adapters]]\nname = "v"\npath = "/b"\n')
     with pytest.raises(ConfigError, match="differ in `name`"):
         load_settings(file)
+
+
+AS_TEXT = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+IN_PARTS = (
+    "{% for m in messages %}{{ m.role }} : {% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
+    "{% endif %}{% endfor %} {% endfor %}"
+)
+"""A template that makes nothing of a message that is plain text, as those of models that also see may be."""
+
+
+def template_of(source: str | None) -> tuple[_Template, Any]:
+    """A template over a real tokenizer of few words, and the tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    words = ["[UNK]", "user", "assistant", ":", "Hello", "one", "two", "risk", "violence", "end"]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", chat_template=source)
+    return _Template(tokenizer, "m"), tokenizer
+
+
+@pytest.mark.parametrize("source", [AS_TEXT, IN_PARTS], ids=["text", "parts"])
+def test_messages_come_as_the_template_wants_them(source: str) -> None:
+    template, tokenizer = template_of(source)
+    prompt = tokenizer.decode(template.render([Message("user", "one"), Message("assistant", "two")]))
+    assert prompt.split() == ["user", ":", "one", "assistant", ":", "two"]
+
+
+def test_arguments_are_variables_of_the_template() -> None:
+    template, tokenizer = template_of(
+        AS_TEXT + "{{ guardian_config.risk_name }} {% if add_generation_prompt %}end{% endif %}"
+    )
+    given = {"guardian_config": {"risk_name": "violence"}}
+    assert tokenizer.decode(template.render([Message("user", "one")], given)).split()[-2:] == ["violence", "end"]
+    given["add_generation_prompt"] = False
+    assert tokenizer.decode(template.render([Message("user", "one")], given)).split()[-1:] == ["violence"]
+
+
+def test_a_template_that_refuses_without_its_arguments_is_not_held_against_the_model() -> None:
+    source = (
+        "{% if not guideline %}{{ raise_exception('a guideline, please') }}{% endif %}" + AS_TEXT + "{{ guideline }}"
+    )
+    template, tokenizer = template_of(source)
+    shown = tokenizer.decode(template.render([Message("user", "one")], {"guideline": "risk"}))
+    assert shown.split() == ["user", ":", "one", "risk"]
+
+
+def test_without_a_template_there_is_no_model_to_talk_to() -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        template_of(None)

@@ -137,7 +137,7 @@ def test_the_n_gram_head_leaves_injection_to_the_scorer_made_for_it() -> None:
 
 def test_it_is_configured_by_name_and_recorded_in_decisions() -> None:
     assert [s.name for s in build_scorers(["ngram", "injection"], 1000.0)] == ["ngram", "injection"]
-    with pytest.raises(ConfigError, match="'ngram', 'injection', 'cascade' or 'language'"):
+    with pytest.raises(ConfigError, match="'ngram', 'injection', 'cascade', 'language' or 'guard_model'"):
         build_scorers(["nosuch"], 1000.0)
     policy = Policy.load(None, ["ngram", "injection"], 1000.0)
     limits = {rule.spec.id: dict(rule.thresholds).get("injection") for rule in policy.bundle.rules}
