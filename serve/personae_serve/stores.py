@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,14 +16,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from personae_runtime.config import Settings
 from personae_runtime.engines.models import path as model_path
-from personae_runtime.errors import LedgerUnavailable
+from personae_runtime.errors import FailedPrecondition, LedgerUnavailable
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.memories import MemoryLedger, Retention
 from personae_runtime.ledger.vault import Vault, master_key_of
 from personae_runtime.memory.edge import EdgeMemoryIndex
-from personae_runtime.memory.embedder import OnnxEmbedder
+from personae_runtime.memory.embedder import OnnxEmbedder, Vector
 from personae_runtime.memory.factory import Part, build_index, cursor_name, index_directory, server_settings
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.qdrant import QdrantMemoryIndex
@@ -249,20 +249,35 @@ def make_embedder(models: Path) -> OnnxEmbedder:
     )
 
 
-async def open_policy(settings: Settings, stack: AsyncExitStack) -> Policy:
+async def open_policy(settings: Settings, stack: AsyncExitStack, away: Collection[str] = ()) -> Policy:
     """The policy, with the embedding model where a scorer needs it. That is a session of its own: a turn's recall
     and its gate embed at the same time.
+
+    Args:
+        away: names of scorers that run elsewhere: for these no model is opened here.
 
     Raises:
         ConfigError: the bundle or a scorer can't be used.
         MissingModel: the embedding model isn't there.
     """
     chosen = settings.policy
-    embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
+    embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers and "cascade" not in away else None
     policy = Policy.load(
-        chosen.bundle, chosen.scorers, chosen.scorer_timeout_ms, embedder, Trust.of(settings), chosen.languages
+        chosen.bundle,
+        chosen.scorers,
+        chosen.scorer_timeout_ms,
+        embedder or _Elsewhere(),
+        Trust.of(settings),
+        chosen.languages,
     )
     if embedder is not None:
         stack.push_async_callback(embedder.close)
         await embedder.start()
     return policy
+
+
+class _Elsewhere:
+    """`Embedder` of a scorer that another process runs, and that only says here what it gives."""
+
+    async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> list[Vector]:
+        raise FailedPrecondition("the embedding model is open in the guard deployment", reason="EMBEDDER_CLOSED")

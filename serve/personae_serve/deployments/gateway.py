@@ -23,7 +23,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.deployments.autoscaling import ADMISSION_P95_MS, OPEN_STREAMS
-from personae_serve.deployments.guard import RemoteScorer
+from personae_serve.deployments.guard import remote_scorer
 from personae_serve.deployments.memory import RemoteMemory
 from personae_serve.deployments.model import RemoteEngine
 from personae_serve.deployments.tokens import token_counter
@@ -70,12 +70,12 @@ class GatewayReplica:
         try:
             telemetry = setup_telemetry(settings.telemetry)
             stack.push_async_callback(telemetry.shutdown)
-            policy = await open_policy(settings, stack)
+            away = settings.cluster.guard_scorers
+            policy = await open_policy(settings, stack, away)
             if guard is not None:
-                away = settings.cluster.guard_scorers
                 policy = Policy(
                     policy.bundle,
-                    [RemoteScorer(one, guard) if one.name in away else one for one in policy.scorers],
+                    [remote_scorer(one, guard) if one.name in away else one for one in policy.scorers],
                 )
             stores = await open_stores(settings, stack)
             by_name = {model.model: model for model in settings.model_deployments}
