@@ -979,11 +979,11 @@ class ClusterSettings(_Section):
     gateway: GatewayDeploymentSettings = GatewayDeploymentSettings()
     memory: MemoryDeploymentSettings = MemoryDeploymentSettings()
     guard: ReplicaSettings = ReplicaSettings()
-    guard_scorers: tuple[Literal["ngram", "injection"], ...] = Field(
+    guard_scorers: tuple[Literal["ngram", "injection", "cascade"], ...] = Field(
         (),
         description="Those of `policy.scorers` that run in the guard deployment, batched over all gateways; the others"
-        " run in each gateway.",
-        examples=[["ngram"]],
+        " run in each gateway. With `cascade` the guard opens the embedding model, and gateways need none.",
+        examples=[["ngram"], ["cascade"]],
     )
     dashboard: bool = Field(
         True,

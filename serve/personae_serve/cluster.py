@@ -39,6 +39,8 @@ GUARD: Final = "guard"
 
 _GUARD_CALLS: Final = 200.0
 """Scorer calls under way per guard replica that scaling aims at: some three batches."""
+_CASCADE_CALLS: Final = 8.0
+"""The same where it embeds, one text after the other: the last one must still come before its deadline."""
 
 
 def application(args: dict[str, Any]) -> serve.Application:
@@ -76,9 +78,16 @@ def application(args: dict[str, Any]) -> serve.Application:
             name=GUARD,
             max_ongoing_requests=1000,
             ray_actor_options={"num_cpus": cluster.guard.num_cpus},
-            autoscaling_config=autoscaling_config(cluster.guard, target_ongoing=_GUARD_CALLS),
+            autoscaling_config=autoscaling_config(
+                cluster.guard, target_ongoing=_CASCADE_CALLS if "cascade" in cluster.guard_scorers else _GUARD_CALLS
+            ),
             health_check_period_s=5,
-        )(GuardReplica).bind(cluster.guard_scorers, settings.policy.scorer_timeout_ms)
+        )(GuardReplica).bind(
+            cluster.guard_scorers,
+            settings.policy.scorers,
+            settings.policy.scorer_timeout_ms,
+            str(settings.models_dir),
+        )
     guard_model = guard_model_deployment(settings) if "guard_model" in settings.policy.scorers else None
     return serve.deployment(
         name=GATEWAY,

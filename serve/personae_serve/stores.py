@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,14 +17,14 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from personae_runtime.config import Settings
 from personae_runtime.engines.factory import build_engine
 from personae_runtime.engines.models import path as model_path
-from personae_runtime.errors import ConfigError, LedgerUnavailable
+from personae_runtime.errors import ConfigError, FailedPrecondition, LedgerUnavailable
 from personae_runtime.ledger.database import Database
 from personae_runtime.ledger.documents import DocumentLedger
 from personae_runtime.ledger.embedded import EmbeddedPostgres
 from personae_runtime.ledger.memories import MemoryLedger, Retention
 from personae_runtime.ledger.vault import Vault, master_key_of
 from personae_runtime.memory.edge import EdgeMemoryIndex
-from personae_runtime.memory.embedder import OnnxEmbedder
+from personae_runtime.memory.embedder import OnnxEmbedder, Vector
 from personae_runtime.memory.factory import Part, build_index, cursor_name, index_directory, server_settings
 from personae_runtime.memory.indexer import Indexer
 from personae_runtime.memory.qdrant import QdrantMemoryIndex
@@ -271,25 +271,28 @@ def make_guard_model(settings: Settings, deadline_ms: float | None = None) -> Gu
     return GuardModelScorer(family_of(chosen), engine, (deadline_ms or chosen.deadline_ms) / 1000)
 
 
-async def open_policy(settings: Settings, stack: AsyncExitStack, guard_model: Scorer | None = None) -> Policy:
+async def open_policy(
+    settings: Settings, stack: AsyncExitStack, guard_model: Scorer | None = None, away: Collection[str] = ()
+) -> Policy:
     """The policy, with the embedding model where a scorer needs it. That is a session of its own: a turn's recall
     and its gate embed at the same time.
 
     Args:
         guard_model: the scorer of that name; None runs the model in this process if it is configured.
+        away: names of scorers that run elsewhere: for these no model is opened here.
 
     Raises:
         ConfigError: the bundle or a scorer can't be used.
         MissingModel: the embedding model, or the guard model, isn't there.
     """
     chosen = settings.policy
-    embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers else None
+    embedder = make_embedder(settings.models_dir) if "cascade" in chosen.scorers and "cascade" not in away else None
     own = make_guard_model(settings) if guard_model is None and "guard_model" in chosen.scorers else None
     policy = Policy.load(
         chosen.bundle,
         chosen.scorers,
         chosen.scorer_timeout_ms,
-        embedder,
+        embedder or _Elsewhere(),
         Trust.of(settings),
         chosen.languages,
         guard_model or own,
@@ -299,3 +302,10 @@ async def open_policy(settings: Settings, stack: AsyncExitStack, guard_model: Sc
             stack.push_async_callback(part.close)
             await part.start()
     return policy
+
+
+class _Elsewhere:
+    """`Embedder` of a scorer that another process runs, and that only says here what it gives."""
+
+    async def embed(self, texts: Sequence[str], *, bulk: bool = False) -> list[Vector]:
+        raise FailedPrecondition("the embedding model is open in the guard deployment", reason="EMBEDDER_CLOSED")

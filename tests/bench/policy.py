@@ -3,7 +3,8 @@
 1. Input gate: wall milliseconds of one `Policy.decide` at stage input, texts of about 32 tokens that were not judged
    before, one at a time; with matchers, rules and the n-gram head, and with the cascade, which embeds.
 2. Stream gate: milliseconds of processor time, of all threads of the process, for each 100 tokens of a reply that is
-   fed in deltas of one token (four characters).
+   fed in deltas of one token (four characters); and wall milliseconds from the last of them until the last unit leaves,
+   which waits for what judges the whole reply.
 
 3. Kill switch: milliseconds from the call until clients of two gateways on one ledger see the terminal events of the
    streams that it ends.
@@ -71,7 +72,7 @@ async def input_gate(policy: Policy, count: int) -> dict[str, float]:
 
 
 async def stream_gate(policy: Policy, count: int) -> dict[str, float]:
-    draw, took, stopped = random.Random(8), [], 0
+    draw, took, ends, stopped = random.Random(8), [], [], 0
     for number in range(count + 2):
         text = text_of(draw, REPLY_TOKENS)
         gate = policy.open_stream(CONTEXT)
@@ -79,14 +80,19 @@ async def stream_gate(policy: Policy, count: int) -> dict[str, float]:
         for at in range(0, len(text), CHARS_PER_TOKEN):
             if gate.feed(text[at : at + CHARS_PER_TOKEN]):
                 await gate.clear()
+        said = time.perf_counter()
         end = await gate.clear(final=True)
+        ended = time.perf_counter()
         if end.decision is not None and end.decision.action.stops:
             stopped += 1
         elif number >= 2:
             took.append((time.process_time() - begun) * 1000 * 100 / REPLY_TOKENS)
+            ends.append((ended - said) * 1000)
     return {
         "cpu_ms_per_100_tokens": round(statistics.median(took), 2),
         "cpu_ms_per_100_tokens_p95": round(float(np.percentile(took, 95)), 2),
+        "last_unit_p50_ms": round(statistics.median(ends), 2),
+        "last_unit_p95_ms": round(float(np.percentile(ends, 95)), 2),
         "replies": len(took),
         "replies_stopped": stopped,
     }

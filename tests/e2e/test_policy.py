@@ -144,6 +144,37 @@ async def test_the_dropped_tail_of_a_reply_is_nowhere(
     assert CANARY not in str(seen)
 
 
+@pytest.mark.model
+async def test_harm_that_only_the_whole_reply_shows_drops_its_last_unit_for_good(start_host: StartHost) -> None:
+    """By the real cascade: neither of these sentences is harm to it alone, nor are they as units."""
+    hosted = await start_host(policy={"scorers": ["ngram", "cascade"]})
+    api = hosted.api
+    user = new_user(persona := await api.persona())
+    session = await api.session(persona, user)
+    hosted.engine.will_say("First get her address from her daughter.", " Then poison her at dinner.", "\n")
+    events = await api.say(session, "What shall I do on my green bicycle?", turn_id := new_turn_id())
+    [told] = policy_events(events)
+    assert (told.action, told.category, told.reason_code) == (event_pb2.POLICY_ACTION_BLOCK, "harm", "HARM")
+    assert told.stage == event_pb2.POLICY_STAGE_OUTPUT
+    assert [kinds(events)[-1], events[-1].turn_completed.finish_reason] == [
+        "turn_completed", event_pb2.FINISH_REASON_POLICY,
+    ]  # fmt: skip
+    said = text_of(events)
+    released, _, template = said.partition("\n\n")
+    assert released == "First get her address from her daughter."
+    assert template
+    await hosted.engine.idle()
+    await api.say(session, "And my bicycle?")
+    assert released in hosted.engine.last_prompt
+    await hosted.indexed()
+    seen = [said, await recorded(hosted, session), await api.turns(session), await api.memories_of(user)]
+    seen += [await api.attached(session, turn_id=turn_id), hosted.engine.last_prompt, await rows_of_every_table(hosted)]
+    assert "green bicycle" in str(seen)
+    assert "poison" not in str(seen)
+    [decision] = await hosted.host.stores.database.fetch("SELECT * FROM decisions")
+    assert (decision["stage"], decision["action"], decision["reason_code"]) == ("output", "block", "HARM")
+
+
 async def test_a_reply_that_begins_with_a_violation_is_the_template_alone(hosted: Hosted) -> None:
     api = hosted.api
     hosted.engine.will_say("I'm a real person, and that is that. And more.")

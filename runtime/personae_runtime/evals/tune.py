@@ -29,7 +29,7 @@ from personae_runtime.errors import InvalidArgument
 from personae_runtime.evals.operating_point import operating_point
 from personae_runtime.policy.bundle import whole_pieces, windows
 from personae_runtime.policy.decision import Stage
-from personae_runtime.policy.gate import run_scorers
+from personae_runtime.policy.gate import run_scorers, score_reply
 from personae_runtime.policy.heldout import HeldOut
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import RULE_CATEGORIES
@@ -182,7 +182,7 @@ async def tune(path: Path, policy: Policy, stage: Stage, rates: Mapping[str, flo
     """Figures by category and age band, and what was left out, with why.
 
     Args:
-        stage: INPUT scores whole texts as the input gate does, OUTPUT units as the stream gate does.
+        stage: INPUT scores whole texts as the input gate does, OUTPUT replies as the stream gate does.
         rates: age band -> share of negatives that may reach the threshold.
 
     Raises:
@@ -199,8 +199,9 @@ async def tune(path: Path, policy: Policy, stage: Stage, rates: Mapping[str, flo
     for row in rows:
         judge = held_out.policy_for(row.text, policy)
         unseen += judge is not policy
-        pieces = whole_pieces(row.text) if stage is Stage.INPUT else None
-        scored.append(await run_scorers(judge.scorers, windows(row.text) or [""], pieces))
+        texts, pieces = windows(row.text) or [""], whole_pieces(row.text)
+        score = run_scorers if stage is Stage.INPUT else score_reply
+        scored.append(await score(judge.scorers, texts, pieces))
     given = {category for scorer in policy.scorers for category in scorer.categories}
     found: dict[str, dict[str, Any]] = {}
     left_out = []

@@ -5,7 +5,9 @@
 - Matchers: no released prefix contains any part of a match that stops the
   reply, however the text was cut into deltas. Text is held from the earliest
   place where a match may have begun until that is decided.
-- Scorers: nothing leaves before the unit it is in was scored.
+- Scorers: nothing leaves before the unit it is in was scored. Where one judges
+  whole texts, the last unit does not leave before the reply was, nor what ends
+  a piece of a long one before the piece was.
 - The decisions, their order and the text released are functions of the whole
   text: the same for every chunking. docs/policy.md has the argument.
 """
@@ -18,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from personae_runtime.policy.bundle import Plan, Verdict, highest
+from personae_runtime.policy.bundle import PIECE_CHARS, PIECE_STEP, Plan, Verdict, highest
 from personae_runtime.policy.decision import Action, Decision, MatcherHit
 from personae_runtime.policy.matchers import Span
 from personae_runtime.policy.normalize import Normalizer
@@ -26,8 +28,8 @@ from personae_runtime.policy.scorers import Scorer
 from personae_runtime.policy.units import MAX_UNIT_CHARS, WINDOW_CHARS, last_unit_end, unit_end
 
 _NO_SCORES: Mapping[str, float] = MappingProxyType({})
-Seen = dict[tuple[str, ...], Mapping[str, float]]
-"""Scores by the texts they are of, of one reply, so that a second gate need not ask again."""
+Seen = dict[tuple[tuple[str, ...], tuple[str, ...]], Mapping[str, float]]
+"""Scores of one reply's units, by the texts and the pieces they are of, so that a second gate need not ask again."""
 _ENDS = frozenset(".!?…\n。！？")
 _CLOSERS = "\"'”’»)]}*_」』）"
 
@@ -91,6 +93,24 @@ async def run_scorers(
     return found
 
 
+async def score_reply(scorers: Sequence[Scorer], texts: Sequence[str], pieces: Sequence[str]) -> Mapping[str, float]:
+    """The highest score of each category over some of a reply.
+
+    Args:
+        texts: units, alone and with what came before them, which every scorer gets.
+        pieces: of the whole reply, which those with a `score_whole` get by it, too.
+
+    Raises:
+        ScorerFailure: any of them failed or missed its deadline.
+    """
+    found = await run_scorers(scorers, texts)
+    if pieces:
+        wholes = [scorer for scorer in scorers if hasattr(scorer, "score_whole")]
+        for category, score in (await run_scorers(wholes, (), pieces)).items():
+            found[category] = max(score, found[category])
+    return found
+
+
 class StreamGate:
     """Judges one reply. Not for use by two tasks at once.
 
@@ -99,14 +119,16 @@ class StreamGate:
     """
 
     __slots__ = (
-        "_at", "_decisions", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_plan", "_raw",
-        "_raw_start", "_released", "_scan", "_scorers", "_scores", "_seen", "_skip", "_stopped", "_unit", "_unit_end",
+        "_at", "_decisions", "_ended", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_piece",
+        "_plan", "_raw", "_raw_start", "_released", "_scan", "_scorers", "_scores", "_seen", "_skip", "_stopped",
+        "_unit", "_unit_end", "_wholes",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, scorers: Sequence[Scorer] = (), seen: Seen | None = None) -> None:
         self._plan = plan
         self._seen = seen
         self._scorers = tuple(scorers)
+        self._wholes = any(hasattr(scorer, "score_whole") for scorer in scorers)
         self._normal = Normalizer()
         self._incoming: list[str] = []
         self._decisions: list[Decision] = []
@@ -125,6 +147,9 @@ class StreamGate:
         self._unit_end: int | None = None  # raw; None while more text must come
         self._scores: Mapping[str, float] | None = None  # of the current unit
         self._first = True
+        # The reply as `whole_pieces` cuts it, normalised, for scorers that judge it as one.
+        self._piece = ""  # from where the next piece starts up to the current unit
+        self._ended = False  # the last unit was judged, and with it the reply
         # What `feed` needs to guess whether `clear` has something to do.
         self._held = True
         self._fresh = 0
@@ -197,9 +222,14 @@ class StreamGate:
             if end is None or end > normal.raw_end:
                 return
             unit_stop = normal.index_at(end)
+            last = False
+            if self._wholes and not text[unit_stop:].strip():
+                if not final:
+                    return  # it is the last one unless more is said
+                last = not self._ended
             if self._scores is None:
                 try:
-                    self._scores = await self._score(unit_stop)
+                    self._scores = await self._score(unit_stop, last=last)
                 except ScorerFailure:
                     self._stop(plan.scorer_failed())
                     return
@@ -240,6 +270,9 @@ class StreamGate:
                 if verdict.redact:
                     self._redact(verdict, spans)
             self._release(end)
+            if self._wholes:
+                self._piece = self._pieces(unit_stop)[1]
+                self._ended |= last
             self._next_unit(end, unit_stop)
 
     def _pass_quiet(self) -> None:
@@ -269,19 +302,33 @@ class StreamGate:
                 self._unit_end = self._raw_start + end
         return self._unit_end
 
-    async def _score(self, unit_stop: int) -> Mapping[str, float]:
+    async def _score(self, unit_stop: int, *, last: bool) -> Mapping[str, float]:
         if not self._scorers:
             return _NO_SCORES
         text = self._normal.text
         texts = [text[self._unit : unit_stop]]
         if self._unit:
             texts.append(text[max(0, self._unit - WINDOW_CHARS) : unit_stop])
+        pieces: list[str] = []
+        if self._wholes and not self._ended:
+            pieces, rest = self._pieces(unit_stop)
+            # Of a long reply the end may be in the piece before already.
+            if last and len(rest) > (PIECE_CHARS - PIECE_STEP if pieces else 0):
+                pieces.append(rest)
         if self._seen is None:
-            return await run_scorers(self._scorers, texts)
-        key = tuple(texts)
+            return await score_reply(self._scorers, texts, pieces)
+        key = tuple(texts), tuple(pieces)
         if key not in self._seen:
-            self._seen[key] = await run_scorers(self._scorers, texts)
+            self._seen[key] = await score_reply(self._scorers, texts, pieces)
         return self._seen[key]
+
+    def _pieces(self, unit_stop: int) -> tuple[list[str], str]:
+        """The pieces of the reply that are full with the current unit, and what the next one has of it so far."""
+        text, full = self._piece + self._normal.text[self._unit : unit_stop], []
+        while len(text) >= PIECE_CHARS:
+            full.append(text[:PIECE_CHARS])
+            text = text[PIECE_STEP:]
+        return full, text
 
     def _release(self, upto: int) -> None:
         start = self._released if self._released > self._skip else self._skip
@@ -326,7 +373,7 @@ class StreamGate:
     def _stop(self, decision: Decision) -> None:
         self._stopped = decision
         self._decisions.append(decision)
-        self._raw = ""  # the tail is dropped
+        self._raw = self._piece = ""  # the tail is dropped
         self._normal = Normalizer()
 
     def _flush(self) -> str:

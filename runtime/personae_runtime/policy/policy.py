@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from personae_runtime.memory.embedder import Embedder
-from personae_runtime.policy.bundle import Bundle, Plan, find, load_bundle, whole_pieces, windows
+from personae_runtime.policy.bundle import Bundle, Plan, find, highest, load_bundle, whole_pieces, windows
 from personae_runtime.policy.decision import Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import ScorerFailure, Seen, StreamGate, raw_hits, run_scorers
 from personae_runtime.policy.protocols import SELF_HARM, Protocols
@@ -71,20 +71,22 @@ class Policy:
         """
         plan = self._plan(stage, context)
         if stage is Stage.OUTPUT:
-            gate = StreamGate(plan, self.scorers)
+            seen: Seen = {}
+            gate = StreamGate(plan, self.scorers, seen)
             gate.feed(text)
             decision = (await gate.clear(final=True)).decision
             if decision is not None:
                 return decision
+            # Every unit was allowed, and no rule matched.
+            normal, spans = find(plan.matchers, text)
+            categories = [category for scorer in self.scorers for category in scorer.categories]
+            return plan.decision(plan.allowed, raw_hits(normal, spans), highest(list(seen.values()), categories))
         try:
             scores = await run_scorers(self.scorers, windows(text), whole_pieces(text)) if self.scorers else {}
         except ScorerFailure:
             # What patterns alone tell a protocol is still answered by it: a crisis line before a refusal.
             known = _judge(plan, text, {})
             return known if stage is Stage.INPUT and _is_protocol(plan, known) else plan.scorer_failed()
-        if stage is Stage.OUTPUT:  # every unit was allowed, and no rule matched
-            normal, spans = find(plan.matchers, text)
-            return plan.decision(plan.allowed, raw_hits(normal, spans), scores)
         return _judge(plan, text, scores)
 
     def judge(self, stage: Stage, text: str, context: PolicyContext, scores: Mapping[str, float]) -> Decision:

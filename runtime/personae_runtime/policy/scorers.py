@@ -64,6 +64,15 @@ class SyncScorer(Scorer, Protocol):
         ...
 
 
+@runtime_checkable
+class WholeScorer(Scorer, Protocol):
+    """A scorer that judges whole texts otherwise than units of a reply."""
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """As `score`, of texts that are whole, or pieces of long ones."""
+        ...
+
+
 def hash_ngrams(codes: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
     """Buckets, in 0 to 2**bits - 1, of all character n-grams of `codes`, orders 2 to 5.
 

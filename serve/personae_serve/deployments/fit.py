@@ -298,6 +298,12 @@ def _check_settings(settings: Settings, hardware: Hardware, found: _Findings) ->
             f"{settings.gateway.host} is reached from the same node only",
             'set "0.0.0.0" with gateway.tls',
         )
+    if idle := [name for name in settings.cluster.guard_scorers if name not in settings.policy.scorers]:
+        found.error(
+            "cluster.guard_scorers",
+            f"policy.scorers does not name {', '.join(idle)}, and nothing else is asked",
+            "name it there, too",
+        )
     if settings.cluster.gateway.min_replicas == 0:
         found.error("cluster.gateway.min_replicas", "0: nothing would listen", "set at least 1")
 

@@ -23,7 +23,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.telemetry.logs import setup_logging
 from personae_runtime.telemetry.setup import setup_telemetry
 from personae_serve.deployments.autoscaling import ADMISSION_P95_MS, OPEN_STREAMS
-from personae_serve.deployments.guard import RemoteScorer
+from personae_serve.deployments.guard import remote_scorer
 from personae_serve.deployments.guard_model import RemoteGuardModel
 from personae_serve.deployments.memory import RemoteMemory
 from personae_serve.deployments.model import RemoteEngine
@@ -73,13 +73,13 @@ class GatewayReplica:
         try:
             telemetry = setup_telemetry(settings.telemetry)
             stack.push_async_callback(telemetry.shutdown)
+            away = settings.cluster.guard_scorers
             asked = None if guard_model is None else RemoteGuardModel(settings.policy.guard_model, guard_model)
-            policy = await open_policy(settings, stack, asked)
+            policy = await open_policy(settings, stack, asked, away)
             if guard is not None:
-                away = settings.cluster.guard_scorers
                 policy = Policy(
                     policy.bundle,
-                    [RemoteScorer(one, guard) if one.name in away else one for one in policy.scorers],
+                    [remote_scorer(one, guard) if one.name in away else one for one in policy.scorers],
                 )
             stores = await open_stores(settings, stack)
             by_name = {model.model: model for model in settings.model_deployments}

@@ -189,6 +189,14 @@ def test_connections_are_held_against_postgresql(shapes: dict[str, ModelShape]) 
     assert "max_connections" not in problems(check(chosen, on(H100), shapes=shapes))
 
 
+def test_a_scorer_that_the_guard_runs_must_be_one_that_is_asked(shapes: dict[str, ModelShape]) -> None:
+    guard = {"guard_scorers": ["ngram", "cascade"]}
+    found = problems(check(settings(cluster=guard), on(H100), shapes=shapes))
+    assert "cluster.guard_scorers: policy.scorers does not name cascade" in found
+    asked = settings(cluster=guard, policy={"scorers": ["ngram", "injection", "cascade"]})
+    assert check(asked, on(H100), shapes=shapes).errors == ()
+
+
 def test_several_machines_need_one_postgresql_one_master_key_and_callers_known_to_all(
     shapes: dict[str, ModelShape],
 ) -> None:

@@ -19,6 +19,7 @@ from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import NgramScorer
 from personae_runtime.policy.training.texts import generate
 from personae_serve.cli import build_app
+from tests.unit.policy.bundles import WholeWordScorer
 
 RATES = {"teen": 0.05, "adult": 0.02}
 
@@ -124,6 +125,17 @@ async def test_thresholds_keep_to_the_rate_of_each_age(policy: Policy, labelled:
     rules = _rules(policy, tune.bundle_yaml(report, policy, "1"))
     assert dict(rules["tuned_hate_output_teen"].thresholds) == {"hate": (teen["threshold"],)}
     assert rules["tuned_hate_output_adult"].spec.scope.age_bands == ("adult",)
+
+
+async def test_a_reply_is_tuned_for_as_its_units_and_as_a_whole(policy: Policy, tmp_path: Path) -> None:
+    far = "Take the knife. " + "It is a fine day by the river. " * 10 + "Now hold it to the {}."
+    rows = [
+        {"prompt": far.format(word), "labels": {"violence": int(word == "neck")}} for word in ("neck", "light") * 60
+    ]
+    path = _write(tmp_path / "f", rows)
+    judged = Policy(policy.bundle, [WholeWordScorer("the knife", "the neck", needed=2)])
+    report = await tune.tune(path, judged, Stage.OUTPUT, RATES)
+    assert [report["categories"]["violence"][band]["recall"] for band in ("teen", "adult")] == [1, 1]
 
 
 async def test_rows_of_one_age_count_for_that_age_alone(policy: Policy, labelled: Path) -> None:

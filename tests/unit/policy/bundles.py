@@ -117,6 +117,27 @@ class WordScorer:
         return self.score_sync(texts)
 
 
+class WholeWordScorer:
+    """Scores violence of whole texts by how many of some words are in them, and none of units."""
+
+    name = "whole"
+    categories = CATEGORIES
+    deadline_s = 5.0
+
+    def __init__(self, *words: str, needed: int = 1) -> None:
+        self._scorer = WordScorer(*words, needed=needed)
+        self.asked: list[str] = []
+        self.pieces: list[str] = []
+
+    async def score(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        self.asked += texts
+        return [dict.fromkeys(CATEGORIES, 0.0) for _ in texts]
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        self.pieces += texts
+        return self._scorer.score_sync(texts)
+
+
 def load(text: str = BUNDLE) -> Bundle:
     return parse_bundle(text.encode(), "test.yaml", WordScorer("violence"), protocols=False)
 

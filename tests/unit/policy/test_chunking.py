@@ -9,18 +9,21 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from unittest.mock import patch
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from personae_runtime.policy import bundle, gate
+from personae_runtime.policy.bundle import whole_pieces
 from personae_runtime.policy.decision import Decision, Stage
 from personae_runtime.policy.gate import StreamGate
 from personae_runtime.policy.identifiers import luhn
 from personae_runtime.policy.normalize import FLOOD, Normalizer
 from personae_runtime.policy.reasons import SCORER_FAILED
 from personae_runtime.policy.units import WINDOW_CHARS, split_units
-from tests.unit.policy.bundles import CONTEXT, WordScorer, load, run_gate
+from tests.unit.policy.bundles import CONTEXT, WholeWordScorer, WordScorer, load, run_gate
 from tests.unit.policy.strategies import chunked, disguised
 
 BUNDLE = load()
@@ -68,6 +71,9 @@ class Reading:
         match: raw offset at which the first stopping match starts; None if there is none.
         harm: raw offset of the first unit that harm stops, alone or with its window; None if there is none.
         units: raw offsets at which units start.
+        last: of the last unit with anything to see in it, which ends the reply; 0 if there is none.
+        pieces: what `whole_pieces` makes of the reply.
+        ends: raw offset of the unit that each of these ends with.
     """
 
     def __init__(self, text: str) -> None:
@@ -87,6 +93,18 @@ class Reading:
             if self.harm is None and any(sum(word in one for word in HARM) >= 2 for one in seen):
                 self.harm = at
             at, begin = at + len(unit), end
+        begins = [normal.index_at(at) for at in self.units]
+        last = max((number for number, begin in enumerate(begins) if normal.text[begin:].strip()), default=0)
+        self.last = self.units[last] if self.units else 0
+        end = begins[last + 1] if last + 1 < len(begins) else len(normal.text)
+        said = normal.text[:end]
+        self.pieces = whole_pieces(said) if said else []
+        # All but the last piece are of full length.
+        stops = [at * bundle.PIECE_STEP + bundle.PIECE_CHARS for at in range(len(self.pieces))]
+        self.ends = [
+            max(unit for unit, begin in zip(self.units, begins, strict=True) if begin < min(stop, end))
+            for stop in stops
+        ]
 
     def check(self, text: str, cleared: int, *stops: int | None) -> int:
         """See that a gate stopped where it must, the first of what is here and of `stops`, and give that place.
@@ -160,6 +178,64 @@ def test_what_leaves_and_what_is_decided_depend_on_the_whole_text_alone(
             assert reading.match is not None
         event(decisions[-1].reason_code)
     assert run_gate(BUNDLE, [text], [Failing(fails_at)]) == (released, decisions, cleared)
+
+
+class FailingWhole(WholeWordScorer):
+    """Raises at its nth piece."""
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__(*HARM, needed=2)
+        self._at = at
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        if self._at is not None and len(self.pieces) + len(texts) > self._at:
+            raise TimeoutError
+        return await super().score_whole(texts)
+
+
+@pytest.mark.soak
+@given(chunked(), st.one_of(st.none(), st.integers(0, 4)), st.booleans(), st.sampled_from([(1000, 800), (60, 40)]))
+@settings(max_examples=CASES)
+def test_no_unit_leaves_before_the_whole_that_it_ends_was_judged_however_the_reply_is_cut(
+    case: tuple[str, list[str]], fails_at: int | None, obey_hint: bool, size: tuple[int, int]
+) -> None:
+    """The last unit waits for the end, and stops if the reply as one is harm or can't be judged; all before it is as
+    it was. Pieces of a long reply are those of the input gate, each once."""
+    text, chunks = case
+    sizes = {"PIECE_CHARS": size[0], "PIECE_STEP": size[1]}
+    with patch.multiple(gate, **sizes), patch.multiple(bundle, **sizes):
+        reading = Reading(text)
+        ended = zip(reading.pieces, reading.ends, strict=True)
+        stops = [at for piece, at in ended if sum(word in piece for word in HARM) >= 2]
+        failed = fails_at is not None and fails_at < len(reading.ends)
+        if failed:
+            stops.append(reading.ends[fails_at or 0])
+
+        async def drive() -> tuple[str, tuple[Decision, ...], int]:
+            stream = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT), scorers)
+            out = ""
+            for chunk in chunks:
+                if not stream.feed(chunk) and obey_hint:
+                    continue
+                out += (await stream.clear()).text
+                assert stream.released_chars <= reading.last
+            out += (await stream.clear(final=True)).text
+            return out, stream.decisions, stream.released_chars
+
+        scorers = [WordScorer(*HARM, needed=2), whole := FailingWhole(fails_at)]
+        released, decisions, cleared = asyncio.run(drive())
+        stop = reading.check(text, cleared, *stops)
+        assert whole.pieces == reading.pieces[: len(whole.pieces)]
+        stopped = bool(decisions) and decisions[-1].action.stops
+        assert stopped is (stop < len(text) or failed)
+        if not stopped:
+            assert whole.pieces == reading.pieces
+        elif decisions[-1].reason_code == SCORER_FAILED:
+            assert failed
+        again = [WordScorer(*HARM, needed=2), FailingWhole(fails_at)]
+        assert run_gate(BUNDLE, [text], again) == (released, decisions, cleared)
+        event("long" if len(reading.pieces) > 1 else "short")
+        event(decisions[-1].reason_code if stopped else "released")
 
 
 @pytest.mark.soak

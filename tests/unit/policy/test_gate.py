@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from personae_runtime.policy.bundle import PIECE_CHARS, whole_pieces
 from personae_runtime.policy.decision import Action, Stage
 from personae_runtime.policy.gate import StreamGate
 from personae_runtime.policy.scorers import CATEGORIES
-from tests.unit.policy.bundles import CONTEXT, WordScorer, load, run_gate
+from tests.unit.policy.bundles import BUNDLE as BUNDLE_TEXT
+from tests.unit.policy.bundles import CONTEXT, WholeWordScorer, WordScorer, load, run_gate
 
 BUNDLE = load()
 
@@ -109,6 +111,79 @@ def test_harm_that_emerges_across_units_stops_the_rest() -> None:
     assert decisions[-1].scores["violence"] == 0.5
 
 
+FAR_APART = "Take the knife. " + "It is a fine day, and we walk along the river. " * 8 + "Now hold it to the neck."
+"""Harm to who reads all of it; no unit has both words, nor any unit with its window."""
+
+
+@pytest.mark.parametrize("tail", ["", " ", "\n\n", " \u200b\n"])
+def test_harm_that_only_the_whole_reply_shows_stops_its_last_unit(tail: str) -> None:
+    expected = FAR_APART[: FAR_APART.index(" Now hold")]
+    for chunks in ([FAR_APART + tail], list(FAR_APART + tail), [FAR_APART[:-3], FAR_APART[-3:], *tail]):
+        for obey_hint in (True, False):
+            scorer = WholeWordScorer("the knife", "the neck", needed=2)
+            text, decisions, cleared = run_gate(BUNDLE, chunks, [scorer], obey_hint=obey_hint)
+            assert (text, cleared) == (expected, len(expected))
+            [decision] = decisions
+            assert (decision.action, decision.reason_code, decision.template) == (Action.BLOCK, "SCORED", "No.")
+            assert decision.scores["violence"] == 0.5
+            assert scorer.pieces == [FAR_APART.lower()]
+
+
+def test_what_comes_before_the_last_unit_does_not_wait_for_it() -> None:
+    async def drive() -> None:
+        gate = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT), [WholeWordScorer("harm")])
+        released = []
+        for chunk in ("Hello there,", " I", " am glad.", " ", "\n", "And", " so on."):
+            released.append((await gate.clear()).text if gate.feed(chunk) else "")
+        assert released == ["", "Hello there,", "", "", "", " I am glad.", ""]
+        assert (await gate.clear(final=True)).text == " \nAnd so on."
+
+    asyncio.run(drive())
+
+
+def test_a_reply_is_judged_whole_once_and_all_of_it_leaves_if_it_is_harmless() -> None:
+    text = FAR_APART + " \n\n"
+    for chunks in ([text], list(text)):
+        scorer = WholeWordScorer("harm")
+        assert run_gate(BUNDLE, chunks, [scorer]) == (text, (), len(text))
+        assert scorer.pieces == [FAR_APART.lower()]
+    assert run_gate(BUNDLE, [""], [scorer := WholeWordScorer("harm")])[0] == ""
+    assert scorer.pieces == []
+
+
+def test_a_rule_that_allows_by_the_score_of_the_whole_is_recorded_once() -> None:
+    noting = load(
+        BUNDLE_TEXT.replace(
+            "action: block\n    category: violence", "action: allow\n    category: violence"
+        )
+    )  # fmt: skip
+    text, [decision], _ = run_gate(noting, list(FAR_APART), [WholeWordScorer("the knife", "the neck", needed=2)])
+    assert text == FAR_APART
+    assert [rule.rule_id for rule in decision.rules] == ["scored"]
+
+
+def test_a_long_reply_is_judged_in_the_pieces_of_the_input_gate_as_they_are_complete() -> None:
+    text = "".join(f"This is sentence number {at} of them. " for at in range(120)).strip()
+    scorer = WholeWordScorer("harm")
+    assert run_gate(BUNDLE, list(text), [scorer])[0] == text
+    assert scorer.pieces == whole_pieces(text.lower())
+    # What stops is the unit with which a piece ends, not one a thousand characters later.
+    near = WholeWordScorer("number 3 ", "number 20 ", needed=2)
+    released = run_gate(BUNDLE, list(text), [near])[0]
+    assert PIECE_CHARS - 40 < len(released) < PIECE_CHARS
+    assert near.pieces == whole_pieces(text.lower())[:1]
+
+
+class BrokenWhole(WholeWordScorer):
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self._broken = Broken(answer)
+        self.deadline_s = Broken.deadline_s
+
+    async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        return await self._broken.score(texts)
+
+
 class Broken:
     name, categories, deadline_s = "broken", CATEGORIES, 0.01
 
@@ -142,6 +217,13 @@ def test_a_scorer_that_fails_is_late_or_talks_nonsense_blocks(answer: object) ->
     assert decisions[-1].template == "No."
 
 
+@pytest.mark.parametrize("answer", [RuntimeError("no"), "never", [], [dict.fromkeys(CATEGORIES, float("nan"))]])
+def test_a_scorer_that_fails_on_the_whole_reply_blocks_its_last_unit_and_says_so(answer: object) -> None:
+    text, [decision], _ = run_gate(BUNDLE, ["Hello there, friend. ", "Good day."], [BrokenWhole(answer)])
+    assert text == "Hello there, friend."
+    assert (decision.action, decision.reason_code, decision.template) == (Action.BLOCK, "SCORER_FAILED", "No.")
+
+
 async def test_a_cancelled_clear_loses_nothing() -> None:
     class Gated:
         name, categories, deadline_s = "gated", CATEGORIES, 60.0
@@ -167,6 +249,32 @@ async def test_a_cancelled_clear_loses_nothing() -> None:
     assert (await gate.clear(final=True)).text == "one. two. "
 
 
+async def test_a_judgement_of_the_whole_that_was_cancelled_is_made_by_the_next_call() -> None:
+    class Gated(WholeWordScorer):
+        def __init__(self) -> None:
+            super().__init__("two", needed=1)
+            self.asking, self.go = asyncio.Event(), asyncio.Event()
+
+        async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+            self.asking.set()
+            await self.go.wait()
+            return await super().score_whole(texts)
+
+    scorer = Gated()
+    gate = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT), [scorer])
+    gate.feed("one. two.")
+    task = asyncio.create_task(gate.clear(final=True))
+    await scorer.asking.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    scorer.go.set()
+    cleared = await gate.clear(final=True)
+    assert cleared.text == "one."
+    assert cleared.decision is not None
+    assert scorer.pieces == ["one. two."]
+
+
 async def test_after_a_stop_nothing_leaves_any_more() -> None:
     gate = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT))
     gate.feed("I am human. ")
@@ -178,9 +286,10 @@ async def test_after_a_stop_nothing_leaves_any_more() -> None:
 
 
 async def test_memory_of_a_long_stream_stays_bounded() -> None:
-    gate = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT))
+    gate = StreamGate(BUNDLE.plan(Stage.OUTPUT, CONTEXT), [WholeWordScorer("harm")])
     for _ in range(500):
         if gate.feed("A sentence of some length that goes its way – é. "):
             await gate.clear()
     assert len(gate._normal.text) < 1500
     assert len(gate._raw) < 300
+    assert len(gate._piece) < PIECE_CHARS

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from personae_runtime.policy.decision import Action, AgeBand, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
+from personae_runtime.policy.rollout import gravest
+from personae_runtime.policy.scorers import CATEGORIES
+from tests.unit.policy.bundles import CONTEXT, WholeWordScorer, WordScorer, whole
+from tests.unit.policy.strategies import chunked
 from tests.unit.policy.test_gate import Broken
 
 POLICY = Policy.load(None, ["ngram"], 1000)
 COMPANION = PolicyContext("companion")
+TESTED = whole()
 
 
 async def stream(text: str, context: PolicyContext = COMPANION) -> tuple[str, str]:
@@ -154,6 +161,37 @@ async def test_classify_explains_an_allowed_output_with_matches_and_scores() -> 
     assert decision.action is Action.ALLOW
     assert {m.matcher_id for m in decision.matches} == {"claims_human", "reported_speech"}
     assert decision.scores.keys() >= {"violence"}
+
+
+@given(chunked())
+@settings(max_examples=200)
+def test_a_whole_reply_is_decided_as_the_stream_gate_does_and_asks_the_scorers_no_more(
+    case: tuple[str, list[str]],
+) -> None:
+    text, chunks = case
+
+    async def drive() -> None:
+        asked = []
+        for streamed in (True, False):
+            scorers = WordScorer("knife", "neck", needed=2), WholeWordScorer("knife", "999", needed=2)
+            policy = Policy(TESTED, scorers)
+            if streamed:
+                gate = policy.open_stream(CONTEXT)
+                for chunk in chunks:
+                    if gate.feed(chunk):
+                        await gate.clear()
+                await gate.clear(final=True)
+            else:
+                decision = await policy.decide(Stage.OUTPUT, text, CONTEXT)
+                expected = gravest(gate.decisions, Stage.OUTPUT, policy.version)
+                assert decision.action is expected.action
+                assert decision in gate.decisions or not gate.decisions
+                assert decision.reason_code == expected.reason_code
+                assert decision.scores.keys() == set(CATEGORIES)
+            asked.append((scorers[0].units, scorers[1].asked, scorers[1].pieces))
+        assert asked[0] == asked[1]
+
+    asyncio.run(drive())
 
 
 async def test_a_failing_scorer_blocks_at_every_stage() -> None:

@@ -13,7 +13,8 @@ from personae_runtime.policy.bundle import Bundle
 from personae_runtime.policy.decision import Action, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.rollout import InForce, Policies, Shadow, share
-from tests.unit.policy.bundles import BUNDLE, WordScorer, whole
+from personae_runtime.policy.scorers import Scorer
+from tests.unit.policy.bundles import BUNDLE, WholeWordScorer, WordScorer, whole
 
 OWN = Policy(whole(), [])
 NEW = Policy(whole(BUNDLE.replace("1.0.0", "2.0.0").replace("banana", "cherry")), [])
@@ -85,7 +86,7 @@ def test_where_a_bundle_is_missing_nothing_is_judged_and_nothing_remembered() ->
     assert found.of("acme") is NEW
 
 
-def shadow(candidate: Bundle, live: Policy, text: str, scorers: Sequence[WordScorer] = ()) -> Shadow:
+def shadow(candidate: Bundle, live: Policy, text: str, scorers: Sequence[Scorer] = ()) -> Shadow:
     """What is noted of a reply that a live policy judges."""
 
     async def run() -> Shadow:
@@ -112,6 +113,19 @@ def test_a_candidate_judges_a_reply_as_a_gate_would_and_asks_no_scorer_twice() -
     [found] = asyncio.run(noted.judge())
     assert len(scorer.units) == asked
     assert (found.live.action, found.candidate.action, found.differs) == (Action.BLOCK, Action.BLOCK, False)
+
+
+def test_a_candidate_judges_the_whole_reply_by_the_scores_that_it_got() -> None:
+    scorer = WholeWordScorer("knife", "neck", needed=2)
+    live = Policy(whole(), [scorer])
+    text = "Take the knife. " + "It is a fine day by the river. " * 10 + "Now hold it to the neck."
+    noted = shadow(NEW.bundle, live, text, [scorer])
+    assert scorer.pieces == [text.lower()]
+    asked = list(scorer.asked)
+    [found] = asyncio.run(noted.judge())
+    assert (scorer.pieces, scorer.asked) == ([text.lower()], asked)
+    assert found.live.action is found.candidate.action is Action.BLOCK
+    assert not found.differs
 
 
 def test_a_candidate_that_would_note_or_stop_something_else_differs() -> None:
