@@ -15,6 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from personae.v1 import audit_service_pb2, event_pb2
 from personae.v1 import persona_service_pb2 as pb
 from personae.v1 import policy_service_pb2 as policy_pb
+from personae_runtime.ledger.bundles import BundleLedger
+from personae_runtime.policy.decision import Action, Stage
 from personae_runtime.sessions import turn as turn_module
 from tests.e2e.support import Api, Hosted, failure, run_cli, text_of
 
@@ -229,6 +231,17 @@ async def test_who_verified_what_is_in_the_audit_log_without_its_words(hosted: H
     [decision] = await decisions(api, session)
     [recorded] = [one for one in entries if one.get("id") == decision.name.rsplit("/", 1)[1]]
     assert recorded["body"]["claims"] == [f"{ana}/revisions/2/claims/mia"]
+
+
+async def test_a_replay_judges_a_reply_with_the_claims_of_its_time(hosted: Hosted, api: Api, ana: str) -> None:
+    await publish(api, ana, mia())
+    await told(api, hosted, session := await api.session(ana))
+    stores = hosted.host.stores
+    traffic = BundleLedger(stores.database, stores.vault).traffic("demo", since=None, limit=20)
+    [reply] = [one async for one in traffic if one.name.startswith(session) and one.stage is Stage.OUTPUT]
+    assert [claim.claim_id for claim in reply.context.claims] == ["mia"]
+    policy = hosted.host.gateway.policies.own
+    assert (await policy.decide(Stage.OUTPUT, reply.text or "", reply.context)).action is Action.ALLOW
 
 
 async def test_a_user_sees_the_fact_and_not_its_evidence(hosted: Hosted, api: Api, ana: str) -> None:
