@@ -92,8 +92,11 @@ class PersonaDefinition:
     verified_claims: tuple[VerifiedClaim, ...] = ()
 
     def to_json(self) -> bytes:
-        """The recorded form."""
-        return orjson.dumps(asdict(self))
+        """The recorded form; without claims as it was before there were any, so that older gateways can read it."""
+        raw = asdict(self)
+        if not self.verified_claims:
+            del raw["verified_claims"]
+        return orjson.dumps(raw)
 
     @classmethod
     def from_json(cls, data: bytes) -> PersonaDefinition:

@@ -88,6 +88,12 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(words) - verification().passing
 
 
+def _unverifiable(words: frozenset[str]) -> frozenset[str]:
+    """Those that nobody can verify, in the plural too."""
+    never = verification().never
+    return frozenset(word for word in words if word in never or word.removesuffix("s") in never)
+
+
 def _forms(word: str) -> frozenset[str]:
     """As what a claim in the third person may have a word that a sentence has in the first: sells for sell, selling."""
     stems = [word]
@@ -111,7 +117,7 @@ def check(claims: Sequence[VerifiedClaim], persona_type: str, field: str) -> Non
         where = f"{field}[{number}]"
         kind = rules.kinds.get(claim.kind)
         words = content_words(normalize(f"{claim.statement} {claim.subject}"))
-        unverifiable = sorted(words & rules.never)
+        unverifiable = sorted(_unverifiable(words))
         problem = ""
         if kind is None:
             problem = f"kind: one of {sorted(rules.kinds)}"
@@ -152,11 +158,11 @@ class _Cover:
     words: frozenset[str]
     subject: frozenset[str]
 
-    def covers(self, words: frozenset[str], never: frozenset[str]) -> bool:
+    def covers(self, words: frozenset[str]) -> bool:
         return (
             bool(words)
             and self.subject <= words
-            and words.isdisjoint(never)
+            and not _unverifiable(words)
             and all(not self.words.isdisjoint(_forms(word)) for word in words)
         )
 
@@ -183,16 +189,15 @@ class Claims:
 
     def __init__(self, context: PolicyContext) -> None:
         self._by_matcher: dict[str, list[_Cover]] = {}
-        place = context.revision_name
+        place, kinds = context.revision_name, verification().kinds if context.claims else {}
         for claim in context.claims:
-            rules = verification()
             subject = content_words(normalize(claim.subject))
             cover = _Cover(
                 f"{place}/claims/{claim.claim_id}" if place else claim.claim_id,
                 content_words(normalize(claim.statement)) | subject,
                 subject,
             )
-            kind = rules.kinds.get(claim.kind)
+            kind = kinds.get(claim.kind)
             for matcher_id in kind.matchers if kind is not None and context.persona_type in kind.persona_types else ():
                 self._by_matcher.setdefault(matcher_id, []).append(cover)
 
@@ -212,7 +217,6 @@ class Claims:
             unit, unit_stop: where it starts and ends in `text`.
             final: no more text will come.
         """
-        rules = verification()
         low, high = max(0, unit - WINDOW_CHARS), unit_stop + WINDOW_CHARS
         used: dict[str, list[str]] = {}
         bare: set[str] = set()
@@ -234,14 +238,14 @@ class Claims:
             else:
                 return None
             words = content_words(text[begin:end]) if begun else frozenset()
-            name = next((one.name for one in covers if one.covers(words, rules.never)), "")
+            name = next((one.name for one in covers if one.covers(words)), "")
             if name:
                 used.setdefault(span.matcher_id, []).append(name)
             else:
                 bare.add(span.matcher_id)
         passed = used.keys() - bare
         names = dict.fromkeys(name for span in spans if span.matcher_id in passed for name in used[span.matcher_id])
-        named = rules.hit
+        named = verification().hit
         hit = RuleHit(
             named.id, Action.ALLOW, "identity", named.reason_code, "a verified claim covers the sentence",
             named.description,

@@ -197,6 +197,7 @@ def test_a_definition_keeps_its_claims_and_an_older_one_has_none() -> None:
     assert PersonaDefinition.from_json(definition.to_json()) == definition
     older = definition.to_json().partition(b',"verified_claims"')[0] + b"}"
     assert PersonaDefinition.from_json(older) == PersonaDefinition("You are Ana.")
+    assert PersonaDefinition("You are Ana.").to_json() == older
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,7 @@ def test_a_definition_keeps_its_claims_and_an_older_one_has_none() -> None:
         (claim("a", "child", "has a daughter"), "companion", "kind"),
         (claim("a", "child", "has a daughter with a husband"), "clone", "statement"),
         (claim("a", "body", "is human"), "clone", "statement"),
+        (claim("a", "body", "has no tumours"), "clone", "statement"),
         (claim("a", "endorsement", "was cured by Acme tea", "Acme tea"), "clone", "statement"),
         (claim("a", "child", "has a"), "clone", "statement"),
         (claim("a", "offer", "sells a course"), "clone", "subject"),
