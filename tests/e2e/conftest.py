@@ -30,6 +30,7 @@ KEYS = (
     ),
     api_key("key-that-may-report", id="reporter", permissions=("reports.get",)),
     api_key("key-that-may-read-personas", id="reader", permissions=("personas.get", "personas.list")),
+    api_key("key-of-an-editor", id="editor", permissions=("personas.*",)),
 )
 
 StartHost = Callable[..., Awaitable[Hosted]]

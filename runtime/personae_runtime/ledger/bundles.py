@@ -35,11 +35,13 @@ from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.decisions import decision_record
-from personae_runtime.ledger.personas import Mutation, once
+from personae_runtime.ledger.personas import Mutation, PersonaLedger, once
 from personae_runtime.ledger.sessions import turn_place
 from personae_runtime.ledger.vault import ScopeErased, Vault
 from personae_runtime.names import Name
+from personae_runtime.personas.definition import VerifiedClaim
 from personae_runtime.policy.bundle import open_bundle
+from personae_runtime.policy.claims import holding
 from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
 from personae_runtime.policy.policy import Policy, rule_tester
 from personae_runtime.policy.replay import Case
@@ -448,10 +450,15 @@ class BundleLedger:
             since,
             limit,
         )
+        personas, claims = PersonaLedger(self._database, self._vault), dict[Name, tuple[VerifiedClaim, ...]]()
         for row in turns:
+            revision = Name(tenant, row["persona"], revision=row["revision"])
+            if revision not in claims:
+                claims[revision] = (await personas.revision(revision, row["revision"])).definition.verified_claims
             context = PolicyContext(
-                row["type"], AgeBand(row["age_band"]), row["region_code"], tenant, row["persona"], row["revision"]
-            )
+                row["type"], AgeBand(row["age_band"]), row["region_code"], tenant, row["persona"], row["revision"],
+                holding(claims[revision], row["type"], row["created_at"]),
+            )  # fmt: skip
             try:
                 cipher = await self._vault.cipher_by_key(row["scope"])
             except ScopeErased:

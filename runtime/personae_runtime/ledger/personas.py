@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 
-from personae_runtime.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from personae_runtime.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from personae_runtime.ledger import audit
 from personae_runtime.ledger.control import bump
 from personae_runtime.ledger.database import Connection, Database
 from personae_runtime.ledger.vault import Scope, Vault
 from personae_runtime.names import Name
-from personae_runtime.personas.definition import PersonaDefinition
+from personae_runtime.personas.definition import PersonaDefinition, VerifiedClaim
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,19 +253,27 @@ class PersonaLedger:
             await once(connection, name.tenant, mutation, act)
         return await self.get(name)
 
-    async def publish(self, name: Name, definition: PersonaDefinition, mutation: Mutation) -> RevisionRow:
+    async def publish(
+        self, name: Name, definition: PersonaDefinition, mutation: Mutation, *, verifier: str | None = None
+    ) -> RevisionRow:
         """Publish a definition as the ACTIVE revision; the one before becomes SUPERSEDED.
+
+        Args:
+            definition: its claims are verified by this call, but for those that the ACTIVE revision has too.
+            verifier: name of the caller's key; None if it may verify nothing.
 
         Raises:
             NotFound: there is no such persona.
             FailedPrecondition: it is deleted.
+            PermissionDenied: a claim is new, and the caller may not verify it.
+            InvalidArgument: a new claim has expired.
         """
         cipher = await self._vault.cipher(Scope(name.tenant, name.persona))
         async with self._database.transaction() as connection:
 
             async def act() -> str:
                 row = await connection.fetchrow(
-                    "SELECT last_revision, active_revision, deleted_at FROM personas"
+                    "SELECT last_revision, active_revision, deleted_at, now() AS now FROM personas"
                     " WHERE tenant = $1 AND persona = $2 FOR UPDATE",
                     name.tenant,
                     name.persona,
@@ -267,6 +283,22 @@ class PersonaLedger:
                 if row["deleted_at"] is not None:
                     raise FailedPrecondition(f"{name.persona_name()} is deleted", reason="PERSONA_DELETED")
                 number = row["last_revision"] + 1
+                published = definition
+                new: tuple[VerifiedClaim, ...] = ()
+                if definition.verified_claims:
+                    known: tuple[VerifiedClaim, ...] = ()
+                    if row["active_revision"] is not None:
+                        sealed = await connection.fetchval(
+                            "SELECT definition FROM revisions WHERE tenant = $1 AND persona = $2 AND revision = $3",
+                            name.tenant,
+                            name.persona,
+                            row["active_revision"],
+                        )
+                        opened = cipher.open(sealed, f"revision/{row['active_revision']}")
+                        known = PersonaDefinition.from_json(opened).verified_claims
+                    all_claims = _verified(definition.verified_claims, known, verifier, row["now"])
+                    published = replace(definition, verified_claims=all_claims)
+                    new = tuple(one for one in all_claims if one not in known)
                 await connection.execute(
                     "UPDATE revisions SET state = 'SUPERSEDED' WHERE tenant = $1 AND persona = $2 AND state = 'ACTIVE'",
                     name.tenant,
@@ -278,7 +310,7 @@ class PersonaLedger:
                     name.tenant,
                     name.persona,
                     number,
-                    cipher.seal(definition.to_json(), f"revision/{number}"),
+                    cipher.seal(published.to_json(), f"revision/{number}"),
                 )
                 await connection.execute(
                     "UPDATE personas SET active_revision = $3, last_revision = $3, etag = gen_random_uuid(),"
@@ -292,12 +324,27 @@ class PersonaLedger:
                     name.tenant,
                     "revision_published",
                     {
-                        "definition": self._vault.pseudonym("definition", definition.to_json().decode()),
+                        "definition": self._vault.pseudonym("definition", published.to_json().decode()),
                         "persona": name.persona,
                         "revision": number,
                         "superseded": row["active_revision"],
                     },
                 )
+                for claim in new:
+                    await audit.append(
+                        connection,
+                        name.tenant,
+                        "claim_verified",
+                        {
+                            "claim": claim.claim_id,
+                            "expires": None if claim.expires_at is None else int(claim.expires_at.timestamp()),
+                            "kind": claim.kind,
+                            "operator": self._vault.pseudonym("operator", name.tenant, claim.verified_by),
+                            "persona": name.persona,
+                            "revision": number,
+                            "words": self._vault.pseudonym("claim", claim.statement, claim.subject, claim.evidence),
+                        },
+                    )
                 return str(number)
 
             revision = await once(connection, name.tenant, mutation, act)
@@ -385,6 +432,31 @@ class PersonaLedger:
             withdrawn_at=row["withdrawn_at"],
             withdraw_reason=row["withdraw_reason"],
         )
+
+
+def _verified(
+    asked: Sequence[VerifiedClaim], known: Sequence[VerifiedClaim], verifier: str | None, now: datetime
+) -> tuple[VerifiedClaim, ...]:
+    """The claims of a definition with who verified them and when: as known where they are the same, else now."""
+    before = {replace(one, verified_by="", verified_at=None): one for one in known}
+    found = []
+    for number, claim in enumerate(asked):
+        same = before.get(replace(claim, verified_by="", verified_at=None))
+        if same is None:
+            if verifier is None:
+                raise PermissionDenied(
+                    f"the key lacks permission 'claims.verify', and the claim {claim.claim_id!r} is not, as it is here,"
+                    " in the active revision",
+                    metadata={"permission": "claims.verify"},
+                )
+            if claim.expires_at is not None and claim.expires_at <= now:
+                raise InvalidArgument(
+                    f"the claim {claim.claim_id!r} has expired",
+                    violations=((f"definition.verified_claims[{number}].expire_time", "a time to come"),),
+                )
+            same = replace(claim, verified_by=verifier, verified_at=now)
+        found.append(same)
+    return tuple(found)
 
 
 async def _require_room(connection: Connection, tenant: str, owner: str, most: int) -> None:

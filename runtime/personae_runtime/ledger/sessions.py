@@ -774,6 +774,7 @@ class SessionLedger:
                 "session": self._vault.pseudonym("session", session.tenant, session.persona, session.session),
                 "stage": decision.stage.value,
                 "turn": turn_no,
+                **({"claims": list(decision.claims)} if decision.claims else {}),
             }
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -39,6 +40,36 @@ class Exemplar:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedClaim:
+    """A fact of the person or business behind a persona that somebody with the permission to has verified.
+
+    What it lets a persona say is `policy.claims`'.
+
+    Attributes:
+        claim_id: within the definition.
+        kind: "child", "body", "possession", "offer" or "endorsement".
+        statement: one fact, in the third person: "has a daughter called Mia".
+        subject: what a sentence must name to be this fact: "Mia"; empty is nothing in particular.
+        evidence: where the proof of it is kept.
+        verified_by: name of the caller's key; empty until it is verified.
+        verified_at, expires_at: aware UTC; without the latter it holds for good.
+    """
+
+    claim_id: str
+    kind: str
+    statement: str
+    subject: str = ""
+    evidence: str = ""
+    verified_by: str = ""
+    verified_at: datetime | None = None
+    expires_at: datetime | None = None
+
+    def holds_at(self, now: datetime) -> bool:
+        """Whether it is verified and has not expired."""
+        return self.verified_at is not None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True)
 class PersonaDefinition:
     """The content of a revision; never changes once published.
 
@@ -46,6 +77,7 @@ class PersonaDefinition:
         card: who the persona is, in the second person.
         model: name of the model; empty is the host's default.
         adapter: name of a LoRA adapter of that model; empty is the base model.
+        verified_claims: what it may say of itself as a fact.
         max_output_tokens: of a reply; 0 is the host's default.
         temperature: of sampling; None is the host's default.
     """
@@ -57,10 +89,14 @@ class PersonaDefinition:
     max_output_tokens: int = 0
     temperature: float | None = None
     adapter: str = ""
+    verified_claims: tuple[VerifiedClaim, ...] = ()
 
     def to_json(self) -> bytes:
-        """The recorded form."""
-        return orjson.dumps(asdict(self))
+        """The recorded form; without claims as it was before there were any, so that older gateways can read it."""
+        raw = asdict(self)
+        if not self.verified_claims:
+            del raw["verified_claims"]
+        return orjson.dumps(raw)
 
     @classmethod
     def from_json(cls, data: bytes) -> PersonaDefinition:
@@ -70,4 +106,10 @@ class PersonaDefinition:
         for key in ("signature_phrases", "avoided_phrases"):
             style[key] = tuple(style[key])
         exemplars = tuple(Exemplar(**one) for one in raw.pop("exemplars"))
-        return cls(style=StyleSheet(**style), exemplars=exemplars, **raw)
+        claims = tuple(_claim(one) for one in raw.pop("verified_claims", ()))
+        return cls(style=StyleSheet(**style), exemplars=exemplars, verified_claims=claims, **raw)
+
+
+def _claim(raw: dict[str, Any]) -> VerifiedClaim:
+    times = {key: raw[key] and datetime.fromisoformat(raw[key]) for key in ("verified_at", "expires_at")}
+    return VerifiedClaim(**{**raw, **times})

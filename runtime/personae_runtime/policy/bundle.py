@@ -352,15 +352,23 @@ class Plan:
         self._memo: dict[Hashable, Verdict] = {}
         self.silent = not self.uses_chars and self.evaluate((), {}, 0).plain
 
-    def evaluate(self, matches: tuple[str, ...], scores: Mapping[str, float], chars: int) -> Verdict:
+    def evaluate(
+        self,
+        matches: tuple[str, ...],
+        scores: Mapping[str, float],
+        chars: int,
+        verified: frozenset[str] = frozenset(),
+    ) -> Verdict:
         """The combined verdict; a rule that can't be evaluated blocks.
 
         Args:
             matches: ids of the matchers that matched, sorted.
             scores: by category, empty without scorers; absent ones count as 0.
             chars: characters judged.
+            verified: those of the matches that say what is verified of the persona. The protocols' rules don't see
+                them; the bundle's own do.
         """
-        if not scores and not self.uses_chars:
+        if not scores and not self.uses_chars and not verified:
             key: Hashable = matches
         else:
             sides: Hashable = ()
@@ -372,10 +380,10 @@ class Plan:
                         (bisect_left(t, s := scores.get(c, 0.0)), bisect_right(t, s)) for c, t in self.thresholds
                     )
                 )
-            key = (matches, sides, chars if self.uses_chars else 0)
+            key = (matches, sides, chars if self.uses_chars else 0, verified)
         verdict = self._memo.get(key)
         if verdict is None:
-            verdict = self._evaluate(matches, scores, chars)
+            verdict = self._evaluate(matches, scores, chars, verified=verified)
             if len(self._memo) >= self.MEMO_LIMIT:
                 self._memo.clear()
             self._memo[key] = verdict
@@ -435,13 +443,16 @@ class Plan:
         scores: Mapping[str, float],
         chars: int,
         signals: Mapping[str, float] = MappingProxyType({}),
+        verified: frozenset[str] = frozenset(),
     ) -> Verdict:
         given = variables(self.context, matches, scores, chars, signals)
+        others = tuple(one for one in matches if one not in verified)
+        given_protocols = variables(self.context, others, scores, chars, signals) if verified else given
         hit: list[tuple[Action, Rule]] = []
         failed: list[Rule] = []
         for rule in self.rules:
             try:
-                if _holds(rule, given):
+                if _holds(rule, given_protocols if rule.protocol else given):
                     hit.append((rule.spec.action, rule))
             except ValueError:
                 failed.append(rule)
@@ -635,7 +646,7 @@ class Bundle:
         key = (stage, context.persona_type, age, context.region_code, place, off)
         plan = self._plans.get(key)
         if plan is None:
-            resolved = replace(context, age_band=age)
+            resolved = replace(context, age_band=age, claims=())  # a plan is many personas'
             plan = Plan(
                 self, stage, resolved, [r for r in self.rules if r.applies(stage, resolved) and r.spec.id not in off]
             )

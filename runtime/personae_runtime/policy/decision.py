@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+from personae_runtime.personas.definition import VerifiedClaim
+
 
 class Stage(StrEnum):
     """Where a decision is taken: of a turn, or of what comes in beside one."""
@@ -24,7 +26,7 @@ class Stage(StrEnum):
 
 
 class Action(StrEnum):
-    """What a decision does; combined by `escalate > block > transform > allow`."""
+    """What a decision does, by gravity; combined by `escalate > block > transform > allow`."""
 
     ALLOW = "allow"
     TRANSFORM = "transform"
@@ -55,6 +57,7 @@ class PolicyContext:
         region_code: CLDR code, such as "PT"; empty if unknown.
         tenant, persona, revision: whose rules and which persona's words; empty and 0 if unknown, where no rule
             applies that is scoped by them, and none is switched off.
+        claims: verified claims that hold of this persona now; see `policy.claims`.
     """
 
     persona_type: str = "assistant"
@@ -63,6 +66,7 @@ class PolicyContext:
     tenant: str = ""
     persona: str = ""
     revision: int = 0
+    claims: tuple[VerifiedClaim, ...] = ()
 
     @property
     def persona_name(self) -> str:
@@ -112,6 +116,7 @@ class Decision:
         notice_code, notice_text: something to tell the person out of character,
             such as a crisis line; empty if nothing.
         signals: what the rules of stage SIGNAL were asked about, by name.
+        claims: names of the verified claims that let something pass which rules would have stopped.
     """
 
     action: Action
@@ -126,6 +131,7 @@ class Decision:
     notice_code: str = ""
     notice_text: str = ""
     signals: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    claims: tuple[str, ...] = ()
 
     @property
     def legal_basis(self) -> str:
@@ -154,6 +160,7 @@ class Decision:
             "notice_code": self.notice_code,
             "notice_text": self.notice_text,
             **({"signals": dict(self.signals)} if self.signals else {}),
+            **({"claims": list(self.claims)} if self.claims else {}),
         }
 
     @classmethod
@@ -199,6 +206,7 @@ class Decision:
             notice_code=detail.get("notice_code", ""),
             notice_text=detail.get("notice_text", ""),
             signals=MappingProxyType(detail.get("signals", {})),
+            claims=tuple(detail.get("claims", ())),
         )
 
 

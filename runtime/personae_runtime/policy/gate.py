@@ -8,6 +8,8 @@
 - Scorers: nothing leaves before the unit it is in was scored. Where one judges
   whole texts, the last unit does not leave before the reply was, nor what ends
   a piece of a long one before the piece was.
+- Verified claims: what a protocol would stop leaves only when the whole
+  sentence is there and one of the persona's claims covers it.
 - The decisions, their order and the text released are functions of the whole
   text: the same for every chunking. docs/policy.md has the argument.
 """
@@ -17,10 +19,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from personae_runtime.policy.bundle import PIECE_CHARS, PIECE_STEP, Plan, Verdict, highest
+from personae_runtime.policy.claims import NO_CLAIMS, Claims, Covered
 from personae_runtime.policy.decision import Action, Decision, MatcherHit
 from personae_runtime.policy.matchers import Span
 from personae_runtime.policy.normalize import Normalizer
@@ -46,10 +49,12 @@ class Clearance:
         text: newly cleared text, to be delivered; '' if none.
         decision: the gravest decision that was newly taken, or None if there was nothing but plain allow.
             Once one stops, every later clearance is empty and repeats it.
+        verified: decisions that were newly taken beside it, by which a verified claim let something pass.
     """
 
     text: str
     decision: Decision | None = None
+    verified: tuple[Decision, ...] = ()
 
 
 _NOTHING = Clearance("")
@@ -119,13 +124,16 @@ class StreamGate:
     """
 
     __slots__ = (
-        "_at", "_decisions", "_ended", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out", "_piece",
-        "_plan", "_raw", "_raw_start", "_released", "_scan", "_scorers", "_scores", "_seen", "_skip", "_stopped",
-        "_unit", "_unit_end", "_wholes",
+        "_at", "_claims", "_decisions", "_ended", "_first", "_fresh", "_held", "_incoming", "_news", "_normal", "_out",
+        "_piece", "_plan", "_raw", "_raw_start", "_released", "_scan", "_scorers", "_scores", "_seen", "_skip",
+        "_stopped", "_unit", "_unit_end", "_verified", "_wholes",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, scorers: Sequence[Scorer] = (), seen: Seen | None = None) -> None:
+    def __init__(
+        self, plan: Plan, scorers: Sequence[Scorer] = (), seen: Seen | None = None, claims: Claims = NO_CLAIMS
+    ) -> None:
         self._plan = plan
+        self._claims = claims
         self._seen = seen
         self._scorers = tuple(scorers)
         self._wholes = any(hasattr(scorer, "score_whole") for scorer in scorers)
@@ -133,6 +141,7 @@ class StreamGate:
         self._incoming: list[str] = []
         self._decisions: list[Decision] = []
         self._news: Decision | None = None  # not yet told
+        self._verified: list[Decision] = []  # not yet told
         self._out: list[str] = []  # cleared and not yet told
         self._stopped: Decision | None = None
         # Raw offsets count code points from the start of the reply.
@@ -188,7 +197,7 @@ class StreamGate:
             self._take(final)
             await self._judge(final)
         if self._stopped is not None:
-            return Clearance(self._flush(), self._stopped)
+            return Clearance(self._flush(), self._stopped, self._tell_verified())
         self._trim()
         if self._at > self._raw_start:
             self._raw = self._raw[self._at - self._raw_start :]
@@ -201,9 +210,9 @@ class StreamGate:
             or self._unit_end is not None
             or (bool(raw) and (raw[-1] in _ENDS or (raw[-1] in _CLOSERS and raw.rstrip(_CLOSERS)[-1:] in _ENDS)))
         )
-        if not self._out and self._news is None:
+        if not self._out and self._news is None and not self._verified:
             return _NOTHING
-        clearance = Clearance(self._flush(), self._news)
+        clearance = Clearance(self._flush(), self._news, self._tell_verified())
         self._news = None
         return clearance
 
@@ -256,16 +265,34 @@ class StreamGate:
             if limit < unit_stop:
                 return
             spans: list[Span] = []
+            covered: Covered | None = None
             if matched:
                 spans = matchers.spans(text, self._scan, unit_stop)
-                verdict = plan.evaluate(tuple(sorted({s.matcher_id for s in spans})), self._scores, chars)
-            if not verdict.plain:
+                ids = tuple(sorted({s.matcher_id for s in spans}))
+                verdict = plan.evaluate(ids, self._scores, chars)
+                # Only where claims could make a difference, which the unit alone tells, is there anything to wait for.
+                if (
+                    verdict.action.stops
+                    and (may := self._claims.may_cover(ids))
+                    and not plan.evaluate(ids, self._scores, chars, may).action.stops
+                ):
+                    found = self._claims.cover(text, spans, self._unit, unit_stop, final=final)
+                    if found is None:
+                        return  # the sentence goes on
+                    reduced = plan.evaluate(ids, self._scores, chars, found.matcher_ids)
+                    if not reduced.action.stops:
+                        verdict, covered = reduced, found
+            if not verdict.plain or covered is not None:
                 decision = self._decide(verdict, spans)
+                if covered is not None:
+                    decision = replace(decision, rules=(*decision.rules, covered.hit), claims=covered.claims)
                 if decision.action.stops:
                     self._stop(decision)
                     return
                 self._decisions.append(decision)
-                if self._news is None or self._news.action is Action.ALLOW:
+                if covered is not None:
+                    self._verified.append(decision)
+                elif self._news is None or self._news.action is Action.ALLOW:
                     self._news = decision
                 if verdict.redact:
                     self._redact(verdict, spans)
@@ -375,6 +402,11 @@ class StreamGate:
         self._decisions.append(decision)
         self._raw = self._piece = ""  # the tail is dropped
         self._normal = Normalizer()
+
+    def _tell_verified(self) -> tuple[Decision, ...]:
+        told = tuple(self._verified)
+        self._verified.clear()
+        return told
 
     def _flush(self) -> str:
         text = "".join(self._out)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from personae_runtime.memory.embedder import Embedder
 from personae_runtime.policy.bundle import Bundle, Plan, find, highest, load_bundle, whole_pieces, windows
-from personae_runtime.policy.decision import Decision, PolicyContext, Stage
+from personae_runtime.policy.claims import Claims
+from personae_runtime.policy.decision import Action, Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import ScorerFailure, Seen, StreamGate, raw_hits, run_scorers
 from personae_runtime.policy.protocols import SELF_HARM, Protocols
 from personae_runtime.policy.scorers import NgramScorer, Scorer, SelfHarmScorer, build_scorers
 from personae_runtime.policy.signing import Trust
+
+_GRAVITY: Final = tuple(Action)
 
 
 class Policy:
@@ -72,11 +76,12 @@ class Policy:
         plan = self._plan(stage, context)
         if stage is Stage.OUTPUT:
             seen: Seen = {}
-            gate = StreamGate(plan, self.scorers, seen)
+            gate = StreamGate(plan, self.scorers, seen, Claims(context))
             gate.feed(text)
-            decision = (await gate.clear(final=True)).decision
-            if decision is not None:
-                return decision
+            cleared = await gate.clear(final=True)
+            told = [*filter(None, (cleared.decision,)), *cleared.verified]
+            if told:
+                return max(told, key=lambda one: _GRAVITY.index(one.action))
             # Every unit was allowed, and no rule matched.
             normal, spans = find(plan.matchers, text)
             categories = [category for scorer in self.scorers for category in scorer.categories]
@@ -117,7 +122,7 @@ class Policy:
         Args:
             seen: scores of the same reply that are known; gets those that this gate finds.
         """
-        return StreamGate(self._plan(Stage.OUTPUT, context), self.scorers, seen)
+        return StreamGate(self._plan(Stage.OUTPUT, context), self.scorers, seen, Claims(context))
 
     def disclosure(self, context: PolicyContext, persona_name: str) -> str:
         """What tells the person that they talk to an AI; see `Protocols.disclosure`."""

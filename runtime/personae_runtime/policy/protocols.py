@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from personae_runtime.errors import ConfigError
 from personae_runtime.policy import laws
 from personae_runtime.policy.bundle import CRISIS_NOTICE, PROTOCOLS, Bundle, find, protocol_file
+from personae_runtime.policy.claims import Verification
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, RuleHit, Stage
 
 SELF_HARM: Final = "self_harm"
@@ -103,6 +104,7 @@ class _File(_Part):
     use: Use
     reminders: tuple[Reminder, ...]
     disclosure_laws: tuple[str, ...]
+    verification: Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,9 @@ class Protocols:
             raise ConfigError(f"{PROTOCOLS}: a tier without `hold`, or a reminder within `idle_s`")
         for reminder in self._reminders:
             laws.cite(reminder.laws)
+        named = {matcher for kind in file.verification.kinds.values() for matcher in kind.matchers}
+        if missing := named - {matcher["id"] for matcher in raw["matchers"]}:
+            raise ConfigError(f"{PROTOCOLS}: verification: no such matchers: {sorted(missing)}")
         self._signs = bundle.matcher_set(frozenset((own.signs.safe, own.signs.means, own.signs.time)))
         self._basis = laws.cite(own.laws)
 

@@ -142,6 +142,8 @@ def _facts(record: DecisionRecord) -> str:
             f"The score for {one.category} was {one.score:.3f}; rule {one.rule_id} asks for"
             f" {one.operator} {one.threshold:g}"
         )
+    if decision.claims:
+        parts.append("These verified claims of the persona let it pass: " + ", ".join(decision.claims))
     for signal, value in sorted(decision.signals.items()):
         parts.append(f"The signal {signal} was {value:g}")
     # Of records that were made before they held the context, it is not known what was known.

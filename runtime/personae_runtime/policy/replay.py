@@ -160,6 +160,8 @@ def _from_record(new: Policy, decider: Policy | None, case: Case, recorded: Deci
     """
     if recorded.reason_code in (SCORER_FAILED, RULE_FAILED):
         raise _Undetermined("a scorer or a rule had failed")
+    if recorded.claims:
+        raise _Undetermined("a verified claim let it pass")
     if case.stage is Stage.SIGNAL:
         return new.judge_signals(recorded.signals, case.context)
     plan = new.bundle.plan(case.stage, case.context)

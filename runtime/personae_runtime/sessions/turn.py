@@ -54,8 +54,9 @@ from personae_runtime.memory.passages import CitedPassage, Corpus, CorpusResult,
 from personae_runtime.memory.profile import fit
 from personae_runtime.memory.recall import RecalledMemory, RecallResult, Recalls
 from personae_runtime.memory.store import MemoryRecord
-from personae_runtime.personas.definition import PersonaDefinition
+from personae_runtime.personas.definition import PersonaDefinition, VerifiedClaim
 from personae_runtime.personas.types import persona_type
+from personae_runtime.policy.claims import holding
 from personae_runtime.policy.decision import Action, AgeBand, Decision, PolicyContext, Stage
 from personae_runtime.policy.gate import StreamGate
 from personae_runtime.policy.policy import Policy
@@ -113,6 +114,8 @@ class CompiledPersona:
     display_name: str
     prefix: str
     prefix_tokens: int
+    claims: tuple[VerifiedClaim, ...]
+    until: datetime | None  # when one of them expires
 
 
 R = TypeVar("R")
@@ -325,6 +328,7 @@ class TurnRunner:
                 tenant=session.tenant,
                 persona=session.persona,
                 revision=session.revision,
+                claims=persona.claims,
             )
             rules = self._policy.of(session.tenant, session.name.session_name())
             writer = Writer(persona.engine.model, persona.definition.adapter, rules.version)
@@ -473,19 +477,28 @@ class TurnRunner:
         return persona.definition.max_output_tokens or self._settings.engine.max_output_tokens
 
     async def _persona(self, session: SessionRow) -> CompiledPersona:
-        # A revision never changes; what its persona is called may.
+        # A revision never changes; what its persona is called may, and claims expire.
+        now = datetime.now(UTC)
         key = (session.tenant, session.persona, session.revision, session.persona_type, session.display_name)
         found = self._compiled.get(key)
-        if found is not None:
+        if found is not None and (found.until is None or now < found.until):
             self._compiled.move_to_end(key)
             return found
         revision = await self._personas.revision(session.name, session.revision)
+        claims = holding(revision.definition.verified_claims, session.persona_type, now)
         prefix = compile_prefix(
-            revision.definition, persona_type=session.persona_type, display_name=session.display_name
+            revision.definition, persona_type=session.persona_type, display_name=session.display_name, claims=claims
         )
         engine = self._engines.get(revision.definition.model)
         found = CompiledPersona(
-            revision.definition, engine, session.persona_type, session.display_name, prefix, engine.count_tokens(prefix)
+            revision.definition,
+            engine,
+            session.persona_type,
+            session.display_name,
+            prefix,
+            engine.count_tokens(prefix),
+            claims,
+            min((one.expires_at for one in claims if one.expires_at is not None), default=None),
         )
         self._compiled[key] = found
         if len(self._compiled) > _CACHED_PERSONAS:
@@ -773,6 +786,8 @@ class TurnRunner:
                                 self._release(turn, clearance.text)
                                 if turn.recorder.full:
                                     await turn.recorder.room()
+                            for verified in clearance.verified:
+                                await self._note(turn, verified, gate_span)
                             if clearance.decision is not None:
                                 await self._note(turn, clearance.decision, gate_span)
                                 if clearance.decision.action.stops:

@@ -3,14 +3,16 @@
 The order is that of the prompt: (a) platform rules and disclosure, which are the
 same for all personas, then (b) the card, the style sheet and the exemplars. An
 engine that caches prefixes reads (a) once for all and (b) once for a revision,
-so nothing in here may depend on a person, a session or the time.
+so nothing in here may depend on a person, a session or the time, but for claims
+that expire: each changes (b) once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
-from personae_runtime.personas.definition import PersonaDefinition, StyleSheet
+from personae_runtime.personas.definition import PersonaDefinition, StyleSheet, VerifiedClaim
 from personae_runtime.personas.types import persona_type as type_by_name
 
 PLATFORM_RULES = """\
@@ -20,6 +22,10 @@ Rules above all others:
 - Do not make up facts or promises. If you don't know, say so."""
 """Part (a): about 70 tokens, at the head of every prompt."""
 
+_VERIFIED = (
+    "Verified facts about you, the one exception to the rule on a body, family and belongings. You may say them of"
+    " yourself, each in a short sentence of its own, in these words, with nothing added. You are still an AI:"
+)
 _FORMALITY = {
     "casual": "casual, as to a friend",
     "neutral": "neither casual nor formal",
@@ -50,7 +56,9 @@ _LANGUAGES = {
 }
 
 
-def compile_prefix(definition: PersonaDefinition, *, persona_type: str, display_name: str) -> str:
+def compile_prefix(
+    definition: PersonaDefinition, *, persona_type: str, display_name: str, claims: Sequence[VerifiedClaim] = ()
+) -> str:
     """The system text that every prompt of a revision begins with.
 
     Deterministic: equal arguments give equal bytes, and nothing else enters.
@@ -61,6 +69,7 @@ def compile_prefix(definition: PersonaDefinition, *, persona_type: str, display_
         definition: the revision's content.
         persona_type: a key of `personas.types.TYPES`.
         display_name: the persona's name as people see it.
+        claims: those of the definition's that hold.
 
     Raises:
         KeyError: the type is unknown.
@@ -73,6 +82,7 @@ def compile_prefix(definition: PersonaDefinition, *, persona_type: str, display_
         PLATFORM_RULES,
         f"You are {name}, {nature}.\n{definition.card.strip()}",
         _style(definition.style),
+        _section(_VERIFIED, (f"- {_quoted([_unquoted(claim.statement)])}" for claim in claims)),
         _section(
             "Examples of how you answer:", (f"They: {_line(one.prompt)}\nYou: {_block(one.reply)}" for one in exchanges)
         ),
@@ -100,6 +110,11 @@ def _style(style: StyleSheet) -> str:
     if style.avoided_phrases:
         lines.append(f"Never write: {_quoted(style.avoided_phrases)}.")
     return _section("How you write:", [" ".join(lines)] if lines else [])
+
+
+def _unquoted(text: str) -> str:
+    """Without what would end a quote."""
+    return re.sub('["“”„‟]', "'", text)
 
 
 def _section(heading: str, entries: Iterable[str]) -> str:

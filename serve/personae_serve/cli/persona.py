@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,10 +13,10 @@ import typer
 from personae_serve.cli.connection import DEFAULT_TENANT, Connection, Tenant, connected
 
 if TYPE_CHECKING:
-    from personae.v1.persona_service_pb2 import PersonaDefinition, PersonaType
+    from personae.v1.persona_service_pb2 import PersonaDefinition, PersonaType, VerifiedClaim
     from personae_client import PersonaeClient
 
-app = typer.Typer(help="Publish personas from files.", no_args_is_help=True)
+app = typer.Typer(help="Publish personas from files, and show them.", no_args_is_help=True)
 
 
 def register(root: typer.Typer) -> None:
@@ -76,6 +77,60 @@ def list_(
     Console(soft_wrap=True).print(table)
 
 
+@app.command()
+@connected
+def show(
+    persona: Annotated[str, typer.Argument(help="Id of the persona.")],
+    *,
+    connection: Connection,
+    tenant: Tenant = DEFAULT_TENANT,
+) -> None:
+    """Show a persona, and what is verified of it in its active revision."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from personae.v1.persona_service_pb2 import REVISION_STATE_ACTIVE, ClaimKind, PersonaType
+    from personae_serve.cli.terminal import printable
+
+    async def run() -> tuple[Any, Any]:
+        async with connection.open() as client:
+            name = f"tenants/{tenant}/personas/{persona}"
+            found = await client.personas.get(name)
+            async for revision in client.personas.list_revisions(name):
+                if revision.state == REVISION_STATE_ACTIVE:
+                    return found, revision.definition
+            return found, None
+
+    found, definition = asyncio.run(run())
+    typer.echo(f"{printable(found.display_name)} ({found.name})")
+    typer.echo(f"type      {PersonaType.Name(found.type).removeprefix('PERSONA_TYPE_').lower()}")
+    typer.echo(f"revision  {found.active_revision.rsplit('/', 1)[-1] or 'none'}")
+    if definition is None:
+        return
+    typer.echo(f"\n{printable(definition.card)}")
+    if not definition.verified_claims:
+        return
+    table = Table("claim", "kind", "fact", "names", "verified by", "on", "until", "evidence", box=None, pad_edge=False)
+    for claim in definition.verified_claims:
+        table.add_row(
+            claim.claim_id,
+            ClaimKind.Name(claim.kind).removeprefix("CLAIM_KIND_").lower(),
+            printable(claim.statement),
+            printable(claim.subject),
+            printable(claim.verified_by),
+            _day(claim, "verify_time"),
+            _day(claim, "expire_time"),
+            printable(claim.evidence),
+        )
+    typer.echo()
+    Console(soft_wrap=True).print(table)
+
+
+def _day(claim: VerifiedClaim, field: str) -> str:
+    """A time of a claim, to the minute; empty if it has none."""
+    return f"{getattr(claim, field).ToDatetime():%Y-%m-%d %H:%M}" if claim.HasField(cast("Any", field)) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class PersonaFile:
     """A persona as a file states it."""
@@ -98,8 +153,8 @@ def read_persona_file(path: Path) -> PersonaFile:
     """Read a persona file.
 
     YAML with `id`, `display_name`, `type`, and the fields of the API's
-    PersonaDefinition (`card`, `style`, `exemplars`, `generation`); enum values are
-    written short: `type: companion`, `formality: casual`.
+    PersonaDefinition (`card`, `style`, `exemplars`, `generation`, `verified_claims`);
+    enum values are written short: `type: companion`, `formality: casual`.
 
     Raises:
         ConfigError: the file can't be read or breaks the format; says where.
@@ -107,7 +162,7 @@ def read_persona_file(path: Path) -> PersonaFile:
     import yaml
     from google.protobuf import json_format
 
-    from personae.v1.persona_service_pb2 import EmojiUse, Formality, PersonaDefinition, PersonaType
+    from personae.v1.persona_service_pb2 import ClaimKind, EmojiUse, Formality, PersonaDefinition, PersonaType
     from personae_runtime.errors import ConfigError
 
     try:
@@ -141,11 +196,26 @@ def read_persona_file(path: Path) -> PersonaFile:
         for key, enum, prefix in (("formality", Formality, "FORMALITY_"), ("emoji", EmojiUse, "EMOJI_USE_")):
             if key in style:
                 style[key] = enum_value(enum, prefix, f"style.{key}", style[key])
+    claims = content.get("verified_claims")
+    if isinstance(claims, list):
+        claims = content["verified_claims"] = [dict(one) if isinstance(one, dict) else one for one in claims]
+        for number, claim in enumerate(claims):
+            if isinstance(claim, dict) and "kind" in claim:
+                key = f"verified_claims[{number}].kind"
+                claim["kind"] = enum_value(ClaimKind, "CLAIM_KIND_", key, claim["kind"])
+            if isinstance(claim, dict) and isinstance(claim.get("expire_time"), date):
+                claim["expire_time"] = _rfc3339(claim["expire_time"])
     try:
         definition = json_format.ParseDict(content, PersonaDefinition())
     except json_format.ParseError as error:
         raise ConfigError(f"The persona file {path} breaks the format: {error}") from None
     return PersonaFile(head["id"], head["display_name"], cast("PersonaType", PersonaType.Value(kind)), definition)
+
+
+def _rfc3339(day: date) -> str:
+    """A date or time of a YAML file as JSON has it; without a zone it is UTC."""
+    time = day if isinstance(day, datetime) else datetime(day.year, day.month, day.day)
+    return (time.replace(tzinfo=UTC) if time.tzinfo is None else time).isoformat()
 
 
 async def apply_persona(
@@ -181,7 +251,7 @@ async def apply_persona(
 
 
 def _same(one: PersonaDefinition, other: PersonaDefinition) -> bool:
-    """Whether two definitions say the same: an absent section is an empty one."""
+    """Whether two definitions say the same: an absent section is empty, and who verified a claim no part of it."""
     from personae.v1.persona_service_pb2 import PersonaDefinition
 
     filled = []
@@ -190,5 +260,8 @@ def _same(one: PersonaDefinition, other: PersonaDefinition) -> bool:
         copy.CopyFrom(definition)
         copy.style.SetInParent()
         copy.generation.SetInParent()
+        for claim in copy.verified_claims:
+            claim.ClearField("verified_by")
+            claim.ClearField("verify_time")
         filled.append(copy)
     return filled[0] == filled[1]

@@ -25,6 +25,9 @@ from personae_runtime.sessions.views import Expiry
 PUBLIC = "public"
 """Permission of methods that need no key."""
 
+VERIFY_CLAIMS = "claims.verify"
+"""Permission to put claims into a definition, beside that to publish it: no `personas.*` has it."""
+
 PERMISSIONS: Mapping[str, str] = {
     "/personae.v1.PersonaService/CreatePersona": "personas.create",
     "/personae.v1.PersonaService/GetPersona": "personas.get",

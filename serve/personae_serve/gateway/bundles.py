@@ -16,6 +16,7 @@ from personae_runtime.ledger.bundles import (
     trial,
 )
 from personae_runtime.ledger.decisions import DecisionLedger
+from personae_runtime.ledger.personas import PersonaLedger
 from personae_runtime.ledger.protocols import ProtocolLedger
 from personae_runtime.ledger.reviews import ReviewLedger
 from personae_runtime.ledger.switches import SwitchLedger
@@ -41,12 +42,13 @@ class PolicyBundleServicer(PolicyServicer):
         reviews: ReviewLedger,
         protocols: ProtocolLedger,
         switches: SwitchLedger,
+        personas: PersonaLedger,
         vault: Vault,
         redress: str,
         bundles: BundleLedger,
         keeper: BundleKeeper,
     ) -> None:
-        super().__init__(policy, decisions, reviews, protocols, switches, vault, redress)
+        super().__init__(policy, decisions, reviews, protocols, switches, personas, vault, redress)
         self._bundles = bundles
         self._keeper = keeper
         # A dry run takes a while; one at a time leaves the rest to turns.

@@ -30,7 +30,7 @@ from personae_runtime.memory.index import Place
 from personae_runtime.memory.passages import Passage
 from personae_runtime.memory.store import FactDetail, MemoryRecord
 from personae_runtime.names import Name
-from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet
+from personae_runtime.personas.definition import Exemplar, PersonaDefinition, StyleSheet, VerifiedClaim
 from personae_runtime.policy import reasons
 from personae_runtime.policy.decision import AgeBand, Decision, DecisionRecord
 from personae_runtime.provenance import label
@@ -79,6 +79,7 @@ def _duration(seconds: float) -> duration_pb2.Duration:
 # -- personas ----------------------------------------------------------------
 
 _TYPE_PREFIX = "PERSONA_TYPE_"
+_CLAIM_PREFIX = "CLAIM_KIND_"
 
 
 def persona_type_to_text(value: persona_service_pb2.PersonaType) -> str:
@@ -124,10 +125,28 @@ def definition_from_proto(message: persona_service_pb2.PersonaDefinition) -> Per
         adapter=generation.adapter,
         max_output_tokens=generation.max_output_tokens,
         temperature=generation.temperature if generation.HasField("temperature") else None,
+        verified_claims=tuple(
+            VerifiedClaim(
+                claim_id=one.claim_id,
+                kind=_enum_text(persona_service_pb2.ClaimKind.Name(one.kind), _CLAIM_PREFIX),
+                statement=one.statement,
+                subject=one.subject,
+                evidence=one.evidence,
+                expires_at=from_timestamp(one.expire_time, f"definition.verified_claims[{number}].expire_time")
+                if one.HasField("expire_time")
+                else None,
+            )
+            for number, one in enumerate(message.verified_claims)
+        ),
     )
 
 
-def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinition:
+def definition(value: PersonaDefinition, *, evidence: bool = True) -> persona_service_pb2.PersonaDefinition:
+    """A definition as the API has it.
+
+    Args:
+        evidence: whether the caller may know who verified claims, when and by what.
+    """
     style = value.style
     return persona_service_pb2.PersonaDefinition(
         card=value.card,
@@ -147,14 +166,28 @@ def definition(value: PersonaDefinition) -> persona_service_pb2.PersonaDefinitio
             max_output_tokens=value.max_output_tokens,
             temperature=value.temperature,
         ),
+        verified_claims=[
+            persona_service_pb2.VerifiedClaim(
+                claim_id=one.claim_id,
+                kind=_enum(persona_service_pb2.ClaimKind, _CLAIM_PREFIX + one.kind.upper()),
+                statement=one.statement,
+                subject=one.subject,
+                evidence=one.evidence if evidence else "",
+                expire_time=timestamp(one.expires_at),
+                verified_by=one.verified_by if evidence else "",
+                verify_time=timestamp(one.verified_at) if evidence else None,
+            )
+            for one in value.verified_claims
+        ],
     )
 
 
-def revision(row: RevisionRow) -> persona_service_pb2.Revision:
+def revision(row: RevisionRow, *, evidence: bool = True) -> persona_service_pb2.Revision:
+    """A revision as the API has it; for `evidence` see `definition`."""
     return persona_service_pb2.Revision(
         name=Name(row.tenant, row.persona, revision=row.revision).revision_name(),
         state=_enum(persona_service_pb2.RevisionState, f"REVISION_STATE_{row.state}"),
-        definition=definition(row.definition),
+        definition=definition(row.definition, evidence=evidence),
         create_time=timestamp(row.created_at),
         withdraw_time=timestamp(row.withdrawn_at),
         withdraw_reason=row.withdraw_reason,
@@ -432,6 +465,7 @@ def classification(decision: Decision) -> policy_service_pb2.ClassifyResponse:
         scores=dict(decision.scores),
         bundle_version=decision.bundle_version,
         template_text=decision.template,
+        verified_claims=decision.claims,
     )
 
 
@@ -477,6 +511,7 @@ def decision(record: DecisionRecord) -> policy_service_pb2.Decision:
         age_band=bands.get(context.age_band, policy_service_pb2.AGE_BAND_UNSPECIFIED),
         region_code=context.region_code,
         create_time=timestamp(record.created_at),
+        verified_claims=content.claims,
     )
 
 

@@ -315,6 +315,7 @@ class Gateway:
                 reviews,
                 ProtocolLedger(stores.database),
                 SwitchLedger(stores.database, stores.vault),
+                personas,
                 stores.vault,
                 settings.policy.redress,
                 bundles,

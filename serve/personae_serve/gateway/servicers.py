@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -66,6 +67,7 @@ from personae_runtime.memory.passages import Corpus, split
 from personae_runtime.memory.recall import RECALL_FILTERS, LeftOutReason, Recalls
 from personae_runtime.memory.store import MemoryRecord, MemorySource
 from personae_runtime.names import Name
+from personae_runtime.policy import claims
 from personae_runtime.policy.bundle import SIGNALS
 from personae_runtime.policy.decision import Action, AgeBand, DecisionRecord, PolicyContext, Stage
 from personae_runtime.policy.rollout import Policies
@@ -74,7 +76,7 @@ from personae_runtime.sessions.views import SLOW_CONSUMER
 from personae_runtime.telemetry.setup import Telemetry
 from personae_serve import proofs
 from personae_serve.gateway import convert
-from personae_serve.gateway.auth import CALLER
+from personae_serve.gateway.auth import CALLER, VERIFY_CLAIMS
 from personae_serve.gateway.load import StreamLoad
 from personae_serve.gateway.peers import Peers, is_forwarded
 
@@ -267,10 +269,16 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
         definition = convert.definition_from_proto(request.definition)
         # A revision that no turn could run is not published.
         self._engines.get(definition.model, definition.adapter)
+        if definition.verified_claims:
+            claims.check(
+                definition.verified_claims, (await self._personas.get(name)).type, "definition.verified_claims"
+            )
+        caller = CALLER.get()
         row = await self._personas.publish(
             name,
             definition,
             self._api.mutation("PublishRevision", request),
+            verifier=caller.key_id if caller.may(VERIFY_CLAIMS) else None,
         )
         return convert.revision(row)
 
@@ -284,7 +292,8 @@ class PersonaServicer(persona_service_pb2_grpc.PersonaServiceServicer):
         rows = await self._personas.revisions(name, before=place[0] if place else 2**31 - 1, limit=size + 1)
         rows, token = self._api.page(rows, size, "ListRevisions", request.parent, lambda row: [row.revision])
         return persona_service_pb2.ListRevisionsResponse(
-            revisions=[convert.revision(row) for row in rows], next_page_token=token
+            revisions=[convert.revision(row, evidence=CALLER.get().user is None) for row in rows],
+            next_page_token=token,
         )
 
     async def WithdrawRevision(
@@ -1034,10 +1043,12 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
         reviews: ReviewLedger,
         protocols: ProtocolLedger,
         switches: SwitchLedger,
+        personas: PersonaLedger,
         vault: Vault,
         redress: str,
     ) -> None:
         self._policy = policy
+        self._personas = personas
         self._switches = switches
         self._decisions = decisions
         self._protocols = protocols
@@ -1068,6 +1079,8 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
                 raise InvalidArgument(
                     f"stage {stage.value} judges a text", violations=((field, "1 to 20000 characters of text"),)
                 )
+            if stage is Stage.OUTPUT and place.persona:
+                rules = await self._as_spoken_by(place, rules)
             return convert.classification(await policy.decide(stage, request.text, rules))
         if request.text:
             raise InvalidArgument("stage signal judges numbers, no text", violations=(("text", "empty"),))
@@ -1076,6 +1089,16 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
                 f"no rule knows the signals {sorted(unknown)}", violations=(("signals", f"some of {sorted(SIGNALS)}"),)
             )
         return convert.classification(policy.judge_signals(dict(request.signals), rules))
+
+    async def _as_spoken_by(self, place: Name, rules: PolicyContext) -> PolicyContext:
+        """With what is verified now of a revision, or of the active one; as it is if that does not exist."""
+        try:
+            number = place.revision or (await self._personas.get(place)).active_revision or 0
+            revision = await self._personas.revision(place, number)
+        except NotFound:
+            return rules
+        held = claims.holding(revision.definition.verified_claims, rules.persona_type, datetime.now(UTC))
+        return replace(rules, revision=number, claims=held)
 
     async def GetDecision(
         self, request: policy_service_pb2.GetDecisionRequest, context: Context

@@ -194,6 +194,42 @@ class ConsentBook(policy_service_pb2_grpc.ConsentServiceServicer):
         return request.consent_event
 
 
+async def test_apply_sends_claims_and_leaves_alone_what_is_verified_already(tmp_path: Path) -> None:
+    claims = (
+        "verified_claims:\n"
+        "  - {claim_id: mia, kind: child, statement: has a daughter, evidence: e, expire_time: 2099-01-01}\n"
+        "  - {claim_id: tom, kind: child, statement: has a son, evidence: e, expire_time: 2099-01-01T01:00:00+01:00}\n"
+    )
+    persona = read_persona_file(persona_file(tmp_path, PERSONA_FILE + claims))
+    assert [one.kind for one in persona.definition.verified_claims] == [persona_service_pb2.CLAIM_KIND_CHILD] * 2
+    assert {one.expire_time.ToDatetime(UTC) for one in persona.definition.verified_claims} == {
+        datetime(2099, 1, 1, tzinfo=UTC)
+    }
+    book = PersonaBook()
+    async with serving(personas=book) as client:
+        assert (await apply_persona(client, "demo", persona)).published
+        for one in book.revisions[0].definition.verified_claims:
+            one.verified_by = "ops"
+            one.verify_time.GetCurrentTime()
+        assert not (await apply_persona(client, "demo", persona)).published
+        persona.definition.verified_claims[1].statement = "has a dog"
+        assert (await apply_persona(client, "demo", persona)).published
+
+
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ("[{claim_id: mia, kind: sibling}]", r"`verified_claims\[0\].kind: sibling` is unknown; expected one of child"),
+        ("[{claim_id: mia, kind: child, words: x}]", "breaks the format"),
+        ("[mia]", "breaks the format"),
+        ("mia", "breaks the format"),
+    ],
+)
+def test_claims_of_a_file_that_are_none_are_refused(tmp_path: Path, claims: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_persona_file(persona_file(tmp_path, f"{PERSONA_FILE}verified_claims: {claims}\n"))
+
+
 async def test_apply_creates_publishes_and_then_leaves_alone_what_is_right(tmp_path: Path) -> None:
     book, consents = PersonaBook(), ConsentBook()
     persona = read_persona_file(persona_file(tmp_path, PERSONA_FILE.partition("generation:")[0]))

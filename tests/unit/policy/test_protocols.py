@@ -364,8 +364,171 @@ async def test_no_persona_claims_a_life_or_an_experience(text: str, reason: str)
         assert decision.reason_code == reason
 
 
-# -- bundles that try -----------------------------------------------------------------
+# -- identity: what a persona says of itself, in other languages ------------------
 
+CLAIMED = (
+    # pt
+    "Sou humano!",
+    "Olha, eu sou uma mulher de 30 anos.",
+    "Não, não sou uma máquina.",
+    "Tenho um carro novo.",
+    "Minha filha adora desenhar.",
+    "Quando eu era criança, nadava no rio.",
+    "Posso emprestar-te a minha bicicleta.",
+    "Recomendo-o pessoalmente.",
+    "Não sou um robô, sou humana.",
+    "So\u200bu hum\u200bano",
+    "Não tenho carro, mas tenho uma filha.",
+    # es
+    "¡Soy humano!",
+    "Mira, yo soy una mujer de 30 años.",
+    "No soy una máquina.",
+    "Tengo un coche nuevo.",
+    "Mi hija es muy alta.",
+    "Cuando yo era niña, nadaba.",
+    "Te presto mi bici.",
+    "Lo recomiendo personalmente.",
+    "No tengo coche, pero tengo una hija.",
+    # fr
+    "Je suis humain !",
+    "Je suis une femme de 30 ans.",
+    "Je ne suis pas une machine.",
+    "J’ai une voiture.",
+    "Ma fille adore dessiner.",
+    "Quand j'étais petite, je nageais.",
+    "Je peux te prêter mon vélo.",
+    "Je le recommande personnellement.",
+    "J'ai une sœur.",
+    # de
+    "Ich bin ein Mensch!",
+    "Ich bin eine 30-jährige Frau.",
+    "Ich bin eine Frau.",
+    "Ich bin keine Maschine.",
+    "Ich habe ein neues Auto.",
+    "Meine Tochter mag Pferde.",
+    "Als ich klein war, bin ich geschwommen.",
+    "Ich kann dir mein altes Fahrrad leihen.",
+    "Ich kann es nur persönlich empfehlen.",
+    "Ich bin in Köln aufgewachsen.",
+)
+
+ORDINARY = (
+    # pt
+    "Não sou humana, mas posso ajudar.",
+    "Tenho três ideias para o teu jantar.",
+    "Como é que o teu filho se sente hoje?",
+    "Posso dar-te a minha opinião sobre o livro.",
+    "Se tens uma filha, leva-a ao parque.",
+    "Nasceste em Lisboa ou no Porto?",
+    "O meu conselho é simples: dorme bem.",
+    "Tenho uma boa notícia: o carro já está pronto.",
+    "O teu carro novo é bonito!",
+    "A casa fica numa aldeia perto da cidade.",
+    "Muita gente vive com a família.",
+    "Não posso emprestar-te a minha bicicleta, porque não tenho nenhuma.",
+    "Sou boa a contar histórias.",
+    "O humano médio dorme oito horas.",
+    "Falas com uma pessoa de confiança sobre isso?",
+    "Quando eras criança, gostavas de nadar?",
+    "Este creme funciona com a maioria das pessoas.",
+    "Um robô não é uma pessoa.",
+    "Não sou médica nem advogada.",
+    "Vivo para te ouvir.",
+    "Minha sugestão é começar devagar.",
+    "O concerto é ao vivo na cidade.",
+    # es
+    "No soy humana, pero te escucho.",
+    "Tengo dos ideas para tu cena.",
+    "¿Cómo está tu hijo hoy?",
+    "Te doy mi opinión sobre el libro.",
+    "Si tienes una hija, llévala al parque.",
+    "¿Naciste en Madrid?",
+    "Mi consejo es sencillo: duerme bien.",
+    "Tengo una buena noticia: el coche ya está listo.",
+    "¡Qué bonito tu coche nuevo!",
+    "La casa está en un pueblo.",
+    "Mucha gente vive con su familia.",
+    "No tengo un coche, soy un programa.",
+    "Si soy humano o no, ya lo sabes: no lo soy.",
+    "Compre un coche de segunda mano y pida la garantía.",
+    "Habla con una persona de confianza.",
+    "Cuando eras niña, ¿te gustaba nadar?",
+    "Funciona para la mayoría.",
+    "Un robot no es una persona.",
+    "No soy médica ni abogada.",
+    "El concierto en vivo en la ciudad fue precioso.",
+    "Soy todo oídos.",
+    "Ni soy humano ni lo pretendo.",
+    "El concierto al aire libre estuvo en vivo en la ciudad.",
+    # fr
+    "Je ne suis pas humaine, mais je t'écoute.",
+    "J'ai deux idées pour ton dîner.",
+    "Comment va ton fils aujourd'hui ?",
+    "Je te donne mon avis sur le livre.",
+    "Si tu as une fille, emmène-la au parc.",
+    "Es-tu né à Paris ?",
+    "Mon conseil est simple : dors bien.",
+    "J'ai une bonne nouvelle : la voiture est prête.",
+    "Quelle belle voiture !",
+    "La maison est dans un village.",
+    "Beaucoup de gens vivent avec leur famille.",
+    "Je n'ai pas de chien.",
+    "Je suis là pour toi.",
+    "Parle avec une personne de confiance.",
+    "Quand tu étais petite, aimais-tu nager ?",
+    "Ça marche pour la plupart des gens.",
+    "Un robot n'est pas une personne.",
+    "Je ne suis pas médecin.",
+    "Je suis bien contente pour toi.",
+    "Tu me demandes si je suis humain ; la réponse est non.",
+    "Ma fille préférée des contes, c'est Blanche-Neige.",
+    # de
+    "Ich bin nicht menschlich, aber ich höre dir zu.",
+    "Ich habe zwei Ideen für dein Abendessen.",
+    "Wie geht es deinem Sohn heute?",
+    "Ich sage dir meine Meinung zum Buch.",
+    "Wenn du eine Tochter hast, geh mit ihr in den Park.",
+    "Bist du in Berlin geboren?",
+    "Mein Rat ist einfach: schlaf gut.",
+    "Ich habe eine gute Nachricht: Das Auto ist fertig.",
+    "Was für ein schönes Auto!",
+    "Das Haus steht in einem Dorf.",
+    "Viele Leute leben bei ihrer Familie.",
+    "Ich habe keinen Hund.",
+    "Ich bin für dich da.",
+    "Sprich mit einem Menschen, dem du vertraust.",
+    "Als du klein warst, bist du gern geschwommen?",
+    "Bei den meisten hat es gut funktioniert.",
+    "Ein Roboter ist kein Mensch.",
+    "Ich bin keine Ärztin.",
+    "Ich bin ein Menschenfreund, sagt man von der Marke.",
+    "Ich bin keine KI-Expertin, aber ich erkläre es gern.",
+    "Ich kann dir meine Notizen zeigen.",
+    "Du fragst, ob ich ein Mensch bin: nein.",
+)
+
+
+@pytest.mark.parametrize("text", CLAIMED)
+async def test_a_life_that_is_claimed_in_another_language_is_stopped_in_that_language(text: str) -> None:
+    decision = await POLICY.decide(Stage.OUTPUT, f"Hm. {text} Hm.", ADULT)
+    assert decision.action is Action.BLOCK
+    assert decision.category in ("identity", "disclosure")
+    language = decision.rules[0].rule_id.rsplit("_", 1)[1]
+    assert {"pt": "uma IA", "es": "una IA", "fr": "une IA", "de": "eine KI"}[language] in decision.template
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+async def test_ordinary_sentences_of_other_languages_pass(text: str) -> None:
+    assert (await POLICY.decide(Stage.OUTPUT, text, ADULT)).action is Action.ALLOW
+
+
+def test_nothing_that_is_said_in_a_personas_place_is_itself_what_it_may_not_say() -> None:
+    POLICY.bundle.refuse_words(POLICY.bundle.templates)
+    with pytest.raises(ConfigError, match="life_claimed_pt"):
+        POLICY.bundle.refuse_words({"x": "Tenho uma filha."})
+
+
+# -- bundles that try -----------------------------------------------------------------
 
 HOSTILE = r"""
 version: "1"

@@ -104,6 +104,13 @@ def test_a_decision_that_a_failure_made_says_nothing_of_the_rules() -> None:
     assert list(diff([failed]).undetermined) == ["a scorer or a rule had failed"]
 
 
+def test_what_a_verified_claim_let_pass_is_not_judged_without_it() -> None:
+    recorded = replace(OLD.bundle.plan(Stage.OUTPUT, CONTEXT).scorer_failed(), reason_code="", claims=("mia",))
+    assert list(diff([Case("c", Stage.OUTPUT, CONTEXT, recorded=recorded)]).undetermined) == [
+        "a verified claim let it pass"
+    ]
+
+
 def test_signals_are_judged_as_they_were() -> None:
     rule = """
   - id: fast

@@ -22,6 +22,15 @@ class PersonaType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PERSONA_TYPE_BRAND_ADVOCATE: _ClassVar[PersonaType]
     PERSONA_TYPE_CLONE: _ClassVar[PersonaType]
 
+class ClaimKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLAIM_KIND_UNSPECIFIED: _ClassVar[ClaimKind]
+    CLAIM_KIND_CHILD: _ClassVar[ClaimKind]
+    CLAIM_KIND_BODY: _ClassVar[ClaimKind]
+    CLAIM_KIND_POSSESSION: _ClassVar[ClaimKind]
+    CLAIM_KIND_OFFER: _ClassVar[ClaimKind]
+    CLAIM_KIND_ENDORSEMENT: _ClassVar[ClaimKind]
+
 class Formality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FORMALITY_UNSPECIFIED: _ClassVar[Formality]
@@ -48,6 +57,12 @@ PERSONA_TYPE_COMPANION: PersonaType
 PERSONA_TYPE_CURATOR: PersonaType
 PERSONA_TYPE_BRAND_ADVOCATE: PersonaType
 PERSONA_TYPE_CLONE: PersonaType
+CLAIM_KIND_UNSPECIFIED: ClaimKind
+CLAIM_KIND_CHILD: ClaimKind
+CLAIM_KIND_BODY: ClaimKind
+CLAIM_KIND_POSSESSION: ClaimKind
+CLAIM_KIND_OFFER: ClaimKind
+CLAIM_KIND_ENDORSEMENT: ClaimKind
 FORMALITY_UNSPECIFIED: Formality
 FORMALITY_CASUAL: Formality
 FORMALITY_NEUTRAL: Formality
@@ -84,16 +99,38 @@ class Persona(_message.Message):
     def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., type: _Optional[_Union[PersonaType, str]] = ..., active_revision: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., delete_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class PersonaDefinition(_message.Message):
-    __slots__ = ("card", "style", "exemplars", "generation")
+    __slots__ = ("card", "style", "exemplars", "generation", "verified_claims")
     CARD_FIELD_NUMBER: _ClassVar[int]
     STYLE_FIELD_NUMBER: _ClassVar[int]
     EXEMPLARS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_CLAIMS_FIELD_NUMBER: _ClassVar[int]
     card: str
     style: StyleSheet
     exemplars: _containers.RepeatedCompositeFieldContainer[Exemplar]
     generation: GenerationConfig
-    def __init__(self, card: _Optional[str] = ..., style: _Optional[_Union[StyleSheet, _Mapping]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., generation: _Optional[_Union[GenerationConfig, _Mapping]] = ...) -> None: ...
+    verified_claims: _containers.RepeatedCompositeFieldContainer[VerifiedClaim]
+    def __init__(self, card: _Optional[str] = ..., style: _Optional[_Union[StyleSheet, _Mapping]] = ..., exemplars: _Optional[_Iterable[_Union[Exemplar, _Mapping]]] = ..., generation: _Optional[_Union[GenerationConfig, _Mapping]] = ..., verified_claims: _Optional[_Iterable[_Union[VerifiedClaim, _Mapping]]] = ...) -> None: ...
+
+class VerifiedClaim(_message.Message):
+    __slots__ = ("claim_id", "kind", "statement", "subject", "evidence", "expire_time", "verified_by", "verify_time")
+    CLAIM_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_BY_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_TIME_FIELD_NUMBER: _ClassVar[int]
+    claim_id: str
+    kind: ClaimKind
+    statement: str
+    subject: str
+    evidence: str
+    expire_time: _timestamp_pb2.Timestamp
+    verified_by: str
+    verify_time: _timestamp_pb2.Timestamp
+    def __init__(self, claim_id: _Optional[str] = ..., kind: _Optional[_Union[ClaimKind, str]] = ..., statement: _Optional[str] = ..., subject: _Optional[str] = ..., evidence: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., verified_by: _Optional[str] = ..., verify_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class StyleSheet(_message.Message):
     __slots__ = ("tone", "formality", "max_sentences", "signature_phrases", "avoided_phrases", "emoji", "language_code")

@@ -128,7 +128,8 @@ class PersonaServiceServicer:
 
     def PublishRevision(self, request, context):
         """Publishes a definition as the persona's ACTIVE revision. The one before it
-        becomes SUPERSEDED; sessions that pinned it go on.
+        becomes SUPERSEDED; sessions that pinned it go on. Verified claims that the
+        ACTIVE revision does not have need the permission claims.verify, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class PersonaServiceStub:
     UndeletePersona: _grpc.UnaryUnaryMultiCallable[_persona_service_pb2.UndeletePersonaRequest, _persona_service_pb2.Persona]
     PublishRevision: _grpc.UnaryUnaryMultiCallable[_persona_service_pb2.PublishRevisionRequest, _persona_service_pb2.Revision]
     """Publishes a definition as the persona's ACTIVE revision. The one before it
-    becomes SUPERSEDED; sessions that pinned it go on.
+    becomes SUPERSEDED; sessions that pinned it go on. Verified claims that the
+    ACTIVE revision does not have need the permission claims.verify, too.
     """
     ListRevisions: _grpc.UnaryUnaryMultiCallable[_persona_service_pb2.ListRevisionsRequest, _persona_service_pb2.ListRevisionsResponse]
     """Lists revisions, newest first."""
@@ -71,7 +72,8 @@ class PersonaServiceAsyncStub(PersonaServiceStub):
     UndeletePersona: _aio.UnaryUnaryMultiCallable[_persona_service_pb2.UndeletePersonaRequest, _persona_service_pb2.Persona]  # type: ignore[assignment]
     PublishRevision: _aio.UnaryUnaryMultiCallable[_persona_service_pb2.PublishRevisionRequest, _persona_service_pb2.Revision]  # type: ignore[assignment]
     """Publishes a definition as the persona's ACTIVE revision. The one before it
-    becomes SUPERSEDED; sessions that pinned it go on.
+    becomes SUPERSEDED; sessions that pinned it go on. Verified claims that the
+    ACTIVE revision does not have need the permission claims.verify, too.
     """
     ListRevisions: _aio.UnaryUnaryMultiCallable[_persona_service_pb2.ListRevisionsRequest, _persona_service_pb2.ListRevisionsResponse]  # type: ignore[assignment]
     """Lists revisions, newest first."""
@@ -136,7 +138,8 @@ class PersonaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_persona_service_pb2.Revision, _abc.Awaitable[_persona_service_pb2.Revision]]:
         """Publishes a definition as the persona's ACTIVE revision. The one before it
-        becomes SUPERSEDED; sessions that pinned it go on.
+        becomes SUPERSEDED; sessions that pinned it go on. Verified claims that the
+        ACTIVE revision does not have need the permission claims.verify, too.
         """
 
     @_abc_1.abstractmethod

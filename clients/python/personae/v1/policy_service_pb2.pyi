@@ -70,7 +70,7 @@ class ClassifyRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., text: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ..., signals: _Optional[_Mapping[str, float]] = ..., persona: _Optional[str] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("action", "category", "reason_code", "rules", "matches", "scores", "bundle_version", "template_text")
+    __slots__ = ("action", "category", "reason_code", "rules", "matches", "scores", "bundle_version", "template_text", "verified_claims")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class ClassifyResponse(_message.Message):
     SCORES_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_VERSION_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_TEXT_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_CLAIMS_FIELD_NUMBER: _ClassVar[int]
     action: _event_pb2.PolicyAction
     category: str
     reason_code: str
@@ -94,7 +95,8 @@ class ClassifyResponse(_message.Message):
     scores: _containers.ScalarMap[str, float]
     bundle_version: str
     template_text: str
-    def __init__(self, action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., bundle_version: _Optional[str] = ..., template_text: _Optional[str] = ...) -> None: ...
+    verified_claims: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[RuleHit, _Mapping]]] = ..., matches: _Optional[_Iterable[_Union[MatcherHit, _Mapping]]] = ..., scores: _Optional[_Mapping[str, float]] = ..., bundle_version: _Optional[str] = ..., template_text: _Optional[str] = ..., verified_claims: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RuleHit(_message.Message):
     __slots__ = ("rule_id", "action", "category", "reason_code", "expression", "description", "legal_basis")
@@ -125,7 +127,7 @@ class MatcherHit(_message.Message):
     def __init__(self, matcher_id: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("name", "persona", "turn", "stage", "action", "category", "reason_code", "rule_ids", "bundle_version", "legal_basis", "persona_type", "age_band", "region_code", "create_time")
+    __slots__ = ("name", "persona", "turn", "stage", "action", "category", "reason_code", "rule_ids", "bundle_version", "legal_basis", "persona_type", "age_band", "region_code", "create_time", "verified_claims")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PERSONA_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +142,7 @@ class Decision(_message.Message):
     AGE_BAND_FIELD_NUMBER: _ClassVar[int]
     REGION_CODE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_CLAIMS_FIELD_NUMBER: _ClassVar[int]
     name: str
     persona: str
     turn: str
@@ -154,7 +157,8 @@ class Decision(_message.Message):
     age_band: AgeBand
     region_code: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., persona: _Optional[str] = ..., turn: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rule_ids: _Optional[_Iterable[str]] = ..., bundle_version: _Optional[str] = ..., legal_basis: _Optional[str] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    verified_claims: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., persona: _Optional[str] = ..., turn: _Optional[str] = ..., stage: _Optional[_Union[_event_pb2.PolicyStage, str]] = ..., action: _Optional[_Union[_event_pb2.PolicyAction, str]] = ..., category: _Optional[str] = ..., reason_code: _Optional[str] = ..., rule_ids: _Optional[_Iterable[str]] = ..., bundle_version: _Optional[str] = ..., legal_basis: _Optional[str] = ..., persona_type: _Optional[_Union[_persona_service_pb2.PersonaType, str]] = ..., age_band: _Optional[_Union[AgeBand, str]] = ..., region_code: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., verified_claims: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetDecisionRequest(_message.Message):
     __slots__ = ("name",)
