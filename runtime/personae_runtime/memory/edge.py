@@ -382,6 +382,8 @@ def _config(compact_from_kb: int) -> edge.EdgeConfig:
         # No edges, no graph.
         hnsw_config=edge.HnswIndexConfig(m=0, payload_m=0, ef_construct=4, full_scan_threshold=compact_from_kb),
         optimizers=edge.EdgeOptimizersConfig(indexing_threshold=compact_from_kb),
+        # A query reads two segments or three for half a millisecond: to hand them to more threads takes longer.
+        max_search_threads=1,
     )
 
 
