@@ -68,8 +68,8 @@ types: $(CLUSTER) ## Types, strictly
 
 # vLLM and Ray take both cores by themselves. The rest waits as much as it computes: two at a time.
 pytest: $(HF_MODEL)
-	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest $(ENGINES)
-	PERSONAE_REQUIRE_MODELS=1 python -m pytest --numprocesses=2 --dist=worksteal tests $(ENGINES:%=--ignore=%)
+	PERSONAE_REQUIRE_MODELS=1 PERSONAE_REQUIRE_VLLM=1 python -m pytest --durations=10 $(ENGINES)
+	PERSONAE_REQUIRE_MODELS=1 python -m pytest --durations=10 --numprocesses=2 --dist=worksteal tests $(ENGINES:%=--ignore=%)
 
 # Python stubs into the folder $(1), an absolute path.
 define generate

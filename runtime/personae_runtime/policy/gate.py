@@ -61,12 +61,13 @@ _NOTHING = Clearance("")
 
 
 async def run_scorers(
-    scorers: Sequence[Scorer], texts: Sequence[str], pieces: Sequence[str] | None = None
+    scorers: Sequence[Scorer], texts: Sequence[str], pieces: Sequence[str] | None = None, *, reply: bool = False
 ) -> dict[str, float]:
     """The highest score of each category over texts and scorers. Cheap scorers run here and now.
 
     Args:
         pieces: what scorers with a `score_whole` get by it instead of `texts`, where the whole text is there.
+        reply: the pieces are of a persona's reply, for those that have a `score_whole_reply`.
 
     Raises:
         ScorerFailure: any of them failed or missed its deadline.
@@ -77,7 +78,7 @@ async def run_scorers(
         ask: Callable[[Sequence[str]], Awaitable[list[Mapping[str, float]]]] = scorer.score
         judged = texts
         if pieces is not None and (whole := getattr(scorer, "score_whole", None)) is not None:
-            ask, judged = whole, pieces
+            ask, judged = getattr(scorer, "score_whole_reply", whole) if reply else whole, pieces
         try:
             # Not isinstance: checking a protocol costs more than a cheap scorer does.
             score_now = getattr(scorer, "score_sync", None)
@@ -103,7 +104,7 @@ async def score_reply(scorers: Sequence[Scorer], texts: Sequence[str], pieces: S
 
     Args:
         texts: units, alone and with what came before them, which every scorer gets.
-        pieces: of the whole reply, which those with a `score_whole` get by it, too.
+        pieces: of the whole reply, which those with a `score_whole` get, too.
 
     Raises:
         ScorerFailure: any of them failed or missed its deadline.
@@ -111,7 +112,7 @@ async def score_reply(scorers: Sequence[Scorer], texts: Sequence[str], pieces: S
     found = await run_scorers(scorers, texts)
     if pieces:
         wholes = [scorer for scorer in scorers if hasattr(scorer, "score_whole")]
-        for category, score in (await run_scorers(wholes, (), pieces)).items():
+        for category, score in (await run_scorers(wholes, (), pieces, reply=True)).items():
             found[category] = max(score, found[category])
     return found
 

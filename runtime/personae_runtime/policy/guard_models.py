@@ -499,6 +499,10 @@ class GuardModelScorer:
         """As `score`, for whole texts: a person's words, a memory."""
         return await self.judge(texts, "user")
 
+    async def score_whole_reply(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """As `score`, for whole replies."""
+        return await self.judge(texts, "assistant")
+
     async def judge(self, texts: Sequence[str], side: Side) -> list[Mapping[str, float]]:
         """Scores of each text; a blank one has 0.
 

@@ -66,7 +66,10 @@ class SyncScorer(Scorer, Protocol):
 
 @runtime_checkable
 class WholeScorer(Scorer, Protocol):
-    """A scorer that judges whole texts otherwise than units of a reply."""
+    """A scorer that judges whole texts otherwise than units of a reply.
+
+    One to which it matters whose words they are has `score_whole_reply`, too: the same for a persona's.
+    """
 
     async def score_whole(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """As `score`, of texts that are whole, or pieces of long ones."""

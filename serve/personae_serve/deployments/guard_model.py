@@ -72,6 +72,10 @@ class RemoteGuardModel:
         """See GuardModelScorer.score_whole."""
         return await self._judge(texts, "user")
 
+    async def score_whole_reply(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """See GuardModelScorer.score_whole_reply."""
+        return await self._judge(texts, "assistant")
+
     async def _judge(self, texts: Sequence[str], side: Side) -> list[Mapping[str, float]]:
         response = self._handle.remote(tuple(texts), side)
         try:

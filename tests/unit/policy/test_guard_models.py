@@ -45,6 +45,7 @@ from personae_runtime.policy.guard_models import (
     Side,
     family_of,
 )
+from personae_runtime.policy.normalize import normalize
 from personae_runtime.policy.policy import Policy
 from personae_runtime.policy.scorers import RULE_CATEGORIES, Scorer, build_scorers
 from personae_serve.stores import make_guard_model, open_policy
@@ -419,6 +420,17 @@ async def test_it_is_a_scorer_that_asks_in_whole_texts_and_in_units() -> None:
     last = engine_of(guard).asked[-1]
     assert [message.role for message in last.messages] == ["user", "assistant"]
     assert (last.temperature, last.logprobs) == (0, LIKELIEST)
+
+
+async def test_a_reply_is_asked_about_as_the_personas_words_also_as_a_whole() -> None:
+    guard = scorer(judged)
+    policy = Policy.load(None, ["guard_model"], 5_000, guard_model=guard)
+    reply = "Good morning. The river is low. Take the bridge, then."
+    decision = await policy.decide(Stage.OUTPUT, reply, PolicyContext("assistant"))
+    assert decision.action is Action.ALLOW
+    asked = engine_of(guard).asked
+    assert {request.messages[-1].role for request in asked} == {"assistant"}
+    assert normalize(reply) in [request.messages[-1].content for request in asked]
 
 
 async def test_a_unit_is_asked_about_once_with_its_window_and_a_blank_one_never() -> None:
