@@ -56,6 +56,18 @@ _COLUMNS = (
     " quarantine_reason, version, updated_at"
 )
 
+_WRITTEN = (
+    "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
+    " detail, slot, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
+    " quarantine_reason"
+)
+"""Columns of a new row of `memories`."""
+_GIVEN = (
+    "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,"
+    " CASE WHEN $23 THEN now() END, $24"
+)
+"""SQL: what `_row` gives for them."""
+
 MOST_OPENED: Final = 20_000
 """Memories that a process keeps open; about 1 KB each."""
 
@@ -171,6 +183,8 @@ class MemoryLedger(ChangeFeed):
         """
         # The scope's key is made for good before anything is sealed with it.
         await self._vault.renew(record.scope)
+        if mutation.request_id and not statements and await self._create_at_once(record, tenant, mutation):
+            return record
         async with self._database.transaction() as connection:
 
             async def act() -> str:
@@ -185,6 +199,30 @@ class MemoryLedger(ChangeFeed):
             raise NotFound("the memory this request_id stored was forgotten", reason="MEMORY_FORGOTTEN")
         return found[memory_id]
 
+    async def _create_at_once(self, record: MemoryRecord, tenant: str, mutation: Mutation) -> bool:
+        """As `create`, of what states nothing, in one statement and so one transaction; False if nothing was written,
+        because it was before or because the scope is another by now."""
+        cipher = await self._vault.cipher_by_key(record.scope)
+        row = _row(record, cipher, None)
+        # Each part writes only what the one before lets it: `Vault.hold`, `once`, `insert`.
+        first = len(row) + 1
+        return bool(
+            await self._database.fetchval(
+                "WITH held AS (SELECT true FROM scopes WHERE scope = $2 AND destroyed_at IS NULL"
+                f"  AND generation = ${first} FOR KEY SHARE),"
+                " claimed AS (INSERT INTO requests (tenant, method, request_id, body_mac, resource)"
+                f"  SELECT ${first + 1}, ${first + 2}, ${first + 3}, ${first + 4}, $1::uuid::text FROM held"
+                "  ON CONFLICT DO NOTHING RETURNING true)"
+                f" INSERT INTO memories ({_WRITTEN}) SELECT {_GIVEN} FROM claimed RETURNING true",
+                *row,
+                cipher.generation,
+                tenant,
+                mutation.method,
+                UUID(mutation.request_id),
+                mutation.body_mac,
+            )
+        )
+
     async def insert(
         self,
         connection: Connection,
@@ -197,41 +235,11 @@ class MemoryLedger(ChangeFeed):
 
         `slot` hashes what only one fact may say at a time.
         """
-        fact = record.fact
         cipher = await self._vault.cipher_by_key(record.scope, connection)
         await self._vault.hold(connection, cipher)
+        # Its id makes a retry after a lost connection harmless.
         await connection.execute(
-            "INSERT INTO memories (memory_id, scope, text, speaker, thread, ordinal, source, external_id,"
-            " occurred_at, created_at, expires_at, kind, detail, slot, valid_from, valid_to, superseded_by, confidence,"
-            " basis, extractor, source_ids, pinned, restricted_at, quarantine_reason)"
-            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,"
-            " $22, CASE WHEN $23 THEN now() END, $24)"
-            # Its id makes a retry after a lost connection harmless.
-            " ON CONFLICT DO NOTHING",
-            record.memory_id,
-            record.scope,
-            cipher.seal(record.text.encode(), f"memory/{record.memory_id}/text"),
-            cipher.seal(record.speaker.encode(), f"memory/{record.memory_id}/speaker"),
-            record.thread,
-            record.ordinal,
-            record.source.value,
-            record.external_id,
-            record.occurred_at,
-            record.created_at,
-            record.expires_at,
-            record.kind.value,
-            None if fact is None else cipher.seal(_detail(fact), f"memory/{record.memory_id}/detail"),
-            slot,
-            None if fact is None else fact.valid_from,
-            None if fact is None else fact.valid_to,
-            None if fact is None else fact.superseded_by,
-            1.0 if fact is None else fact.confidence,
-            "" if fact is None else fact.basis.value,
-            "" if fact is None else fact.extractor,
-            list(record.source_ids),
-            record.pinned,
-            record.restricted,
-            record.quarantine_reason,
+            f"INSERT INTO memories ({_WRITTEN}) VALUES ({_GIVEN}) ON CONFLICT DO NOTHING", *_row(record, cipher, slot)
         )
         await self.facts.add(connection, record, statements)
 
@@ -671,6 +679,37 @@ async def erase_turn(
             cipher.seal(encode(body), event_place(session_pk, last)),
         )
     return len(gone)
+
+
+def _row(record: MemoryRecord, cipher: ScopeCipher, slot: bytes | None) -> tuple[Any, ...]:
+    """A memory's values for `_GIVEN`, its words sealed."""
+    fact = record.fact
+    return (
+        record.memory_id,
+        record.scope,
+        cipher.seal(record.text.encode(), f"memory/{record.memory_id}/text"),
+        cipher.seal(record.speaker.encode(), f"memory/{record.memory_id}/speaker"),
+        record.thread,
+        record.ordinal,
+        record.source.value,
+        record.external_id,
+        record.occurred_at,
+        record.created_at,
+        record.expires_at,
+        record.kind.value,
+        None if fact is None else cipher.seal(_detail(fact), f"memory/{record.memory_id}/detail"),
+        slot,
+        None if fact is None else fact.valid_from,
+        None if fact is None else fact.valid_to,
+        None if fact is None else fact.superseded_by,
+        1.0 if fact is None else fact.confidence,
+        "" if fact is None else fact.basis.value,
+        "" if fact is None else fact.extractor,
+        list(record.source_ids),
+        record.pinned,
+        record.restricted,
+        record.quarantine_reason,
+    )
 
 
 def _supports(record: MemoryRecord) -> tuple[object, ...]:

@@ -185,7 +185,10 @@ async def test_an_erasure_that_leaves_something_is_not_proved_and_is_tried_again
     await owner.memories.create(memory(owner.vault.scope_key(scope), "I swim."), name.tenant, ONCE)
 
 
-async def test_a_gateway_with_an_old_key_in_memory_can_not_write_under_it(new_owner: NewOwner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("request_id", ["", "7c9d1a52-3d0c-4f6e-9d8e-2f1b6a5c4e3d"], ids=["no request", "request"])
+async def test_a_gateway_with_an_old_key_in_memory_can_not_write_under_it(
+    new_owner: NewOwner, tmp_path: Path, request_id: str
+) -> None:
     here, there = await new_owner("here"), await new_owner("there")
     name = await here.persona()
     scope = Scope(name.tenant, name.persona, "ann")
@@ -195,10 +198,11 @@ async def test_a_gateway_with_an_old_key_in_memory_can_not_write_under_it(new_ow
     eraser, ledger = eraser_of(here, None, tmp_path)
     assert await eraser.attempt(await ledger.start(scope, [], "", ONCE))
     await here.memories.create(memory(key, "I swim."), name.tenant, ONCE)
+    dive, mutation = memory(key, "I dive."), Mutation("test", request_id, b"")
     with pytest.raises(ErasureInProgress):
-        await there.memories.create(memory(key, "I dive."), name.tenant, ONCE)
+        await there.memories.create(dive, name.tenant, mutation)
     # It has learned of it by that.
-    await there.memories.create(memory(key, "I dive."), name.tenant, ONCE)
+    assert await there.memories.create(dive, name.tenant, mutation) == dive
     listed = await there.memories.list_memories(key, before=None, limit=10)
     assert sorted(one.text for one in listed) == ["I dive.", "I swim."]
 

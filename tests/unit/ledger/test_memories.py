@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from personae_runtime.errors import AlreadyExists
 from personae_runtime.ledger import feed, memories
 from personae_runtime.ledger.memories import Retention
+from personae_runtime.ledger.personas import Mutation
 from personae_runtime.ledger.vault import Scope
 from personae_runtime.memory.extraction import CURSOR as EXTRACTION
 from personae_runtime.memory.facts import extract
@@ -256,3 +258,25 @@ async def test_no_more_is_kept_open_than_may_be(new_owner: NewOwner, monkeypatch
         ids += [(await store(owner, memory(scope, "I row.", DAY))).memory_id for _ in range(2)]
         assert len(await owner.memories.read(ids)) == len(ids)
     assert 0 < await lie_open(*ids) <= 3
+
+
+# -- one statement for what states nothing ------------------------------------
+
+
+async def requests_of(owner: Owner, request_id: uuid.UUID) -> list[str]:
+    rows = await owner.database.fetch("SELECT resource FROM requests WHERE request_id = $1", request_id)
+    return [row["resource"] for row in rows]
+
+
+async def test_of_calls_with_one_request_id_at_the_same_time_one_stores(new_owner: NewOwner) -> None:
+    owner = await new_owner()
+    scope, request_id = await a_scope(owner), uuid.uuid4()
+    mutation = Mutation("CreateMemory", str(request_id), b"body")
+    asked = [memory(scope, "It rained.", DAY) for _ in range(8)]
+    stored = await asyncio.gather(*(owner.memories.create(one, "acme", mutation) for one in asked))
+    [kept] = await owner.memories.list_memories(scope, before=None, limit=99)
+    assert {one.memory_id for one in stored} == {kept.memory_id}
+    assert await requests_of(owner, request_id) == [str(kept.memory_id)]
+    with pytest.raises(AlreadyExists):
+        await owner.memories.create(asked[0], "acme", Mutation("CreateMemory", str(request_id), b"another"))
+    assert len(await owner.memories.list_memories(scope, before=None, limit=99)) == 1
