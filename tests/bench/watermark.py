@@ -66,7 +66,6 @@ async def replies(engine: Engine, folder: Path, prompts: list[str], temperature:
             messages=(Message("user", prompt),),
             max_tokens=MAX_TOKENS,
             temperature=temperature,
-            seed=number,
             logprobs=1,
             watermark=marked,
         )

@@ -127,7 +127,15 @@ async def test_only_a_request_that_asks_for_it_is_marked_and_never_a_greedy_one(
     folder = hf_folder(vllm_engine.model, Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir()))
 
     async def written(watermark: bool) -> Detection:
-        asked = ask("Tell me about your day.", max_tokens=120, temperature=1.0, seed=7, watermark=watermark)
+        # Short enough to be read in one step with the other: vLLM has no seeds on CPUs for prompts read in parts.
+        asked = ask(
+            "Tell me a long story about a river.",
+            system="You tell stories.",
+            max_tokens=120,
+            temperature=1.0,
+            seed=7,
+            watermark=watermark,
+        )
         text, _ = await reply(vllm_engine, asked)
         return detect(tokens_of(text, folder), WATERMARK_KEY)
 

@@ -4,7 +4,7 @@ The noise by which a token is drawn comes from a secret key and the four tokens
 before it (S. Aaronson, *My AI safety lecture*, 2022). Over all keys each token is
 as likely as without; whoever has the key finds that the tokens of a text had
 larger noise than chance gives. On GPUs vLLM does it by itself. Its CPU build
-can't, for want of Triton: there `Processor` draws with vLLM's own functions.
+can't, for want of Triton: there `Processor` draws the same tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ MIN_TOKENS: Final = 25
 FALSE_POSITIVES: Final = 0.01
 """Share of texts without a watermark that are taken for marked."""
 
+_REACH: Final = 19.5
+"""How much the noise of one token can be above another's: it lies between -2.82 and 16.64, from 2^24 uniform values."""
 _KEY_BYTES: Final = 8
 _KEY_FILE: Final = "personae_watermark_key"
 _MARKED: Final = "personae_watermark"
@@ -146,13 +148,13 @@ def __getattr__(name: str) -> Any:
 def _processor() -> Any:
     import torch
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
-    from vllm.v1.watermarking import GumbelWatermarker
+    from vllm.v1.watermarking import PhiloxPRF
 
     class Reply:
         """The draws of one reply."""
 
-        def __init__(self, marker: Any) -> None:
-            self._marker = marker
+        def __init__(self, noise: Any) -> None:
+            self._noise = noise
             self._seen: set[tuple[int, ...]] = set()
             self._next = CONTEXT_TOKENS
 
@@ -171,7 +173,10 @@ def _processor() -> Any:
             context = tuple(tokens[-CONTEXT_TOKENS:])
             if context in self._seen:  # its noise would be that of the earlier place again, which makes loops
                 return logits
-            drawn = self._marker.sample(logits.unsqueeze(0), torch.tensor([context], device=logits.device)).token_ids
+            # The others can't be drawn; the noise of a whole vocabulary would take as long as the model.
+            near = (logits >= logits.max() - _REACH).nonzero().flatten()
+            uniform = self._noise.uniform(torch.tensor([context]), near)[0]
+            drawn = near[torch.argmax(logits[near] - torch.log(-torch.log(uniform)))]
             return torch.full_like(logits, -torch.inf).index_fill_(0, drawn, 0.0)
 
     class Processor(AdapterLogitsProcessor):  # type: ignore[misc]  # Any where vLLM is not followed
@@ -179,14 +184,13 @@ def _processor() -> Any:
 
         def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
             super().__init__(vllm_config, device, is_pin_memory)
-            key = read_key(Path(vllm_config.additional_config[_KEY_FILE]))
-            self._marker = GumbelWatermarker(key, CONTEXT_TOKENS)
+            self._noise = PhiloxPRF(read_key(Path(vllm_config.additional_config[_KEY_FILE])))
 
         def is_argmax_invariant(self) -> bool:
             # vLLM leaves greedy requests to themselves then, and comes here after the temperature.
             return True
 
         def new_req_logits_processor(self, params: Any) -> Reply | None:
-            return Reply(self._marker) if (params.extra_args or {}).get(_MARKED) else None
+            return Reply(self._noise) if (params.extra_args or {}).get(_MARKED) else None
 
     return Processor

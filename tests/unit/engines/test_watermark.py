@@ -120,14 +120,16 @@ tokens = st.lists(st.integers(0, 2), max_size=40)
 
 @pytest.mark.vllm
 @settings(max_examples=60)
-@given(prompt=tokens, output=tokens, seed=st.integers(0, 2**31))
-def test_a_token_is_drawn_as_vllm_draws_it_on_gpus(key: Path, prompt: list[int], output: list[int], seed: int) -> None:
+@given(prompt=tokens, output=tokens, seed=st.integers(0, 2**31), spread=st.sampled_from((0.1, 5, 30)))
+def test_a_token_is_drawn_as_vllm_draws_it_on_gpus(
+    key: Path, prompt: list[int], output: list[int], seed: int, spread: float
+) -> None:
     # Against the reference that vLLM holds its kernels to; three tokens, so that contexts do repeat.
     import torch
-    from vllm.v1.watermarking import PhiloxPRF
+    from vllm.v1.watermarking import GumbelWatermarker
     from vllm.v1.worker.gpu.sample.watermark import repeated_context_mask
 
-    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
     before = logits.clone()
     context = ([-1] * watermark.CONTEXT_TOKENS + output)[-watermark.CONTEXT_TOKENS :]
     [repeated] = repeated_context_mask(
@@ -145,8 +147,8 @@ def test_a_token_is_drawn_as_vllm_draws_it_on_gpus(key: Path, prompt: list[int],
     if repeated:
         assert torch.equal(got, before)
     else:
-        uniform = PhiloxPRF(KEY).uniform(torch.tensor([context]), torch.arange(VOCABULARY))
-        assert drawn(got[0]) == int((before - torch.log(-torch.log(uniform))).argmax())
+        marker = GumbelWatermarker(KEY, watermark.CONTEXT_TOKENS)
+        assert drawn(got[0]) == int(marker.sample(before, torch.tensor([context])).token_ids)
 
 
 @pytest.mark.vllm
