@@ -20,6 +20,7 @@ SERVE = ROOT / "serve" / "personae_serve"
 LAZY_ADAPTERS: dict[str, str] = {
     "personae_runtime.telemetry.setup": "the OTLP exporter",
     "personae_runtime.engines.vllm": "vLLM",
+    "personae_runtime.engines.watermark": "vLLM",
     "personae_runtime.memory.qdrant": "qdrant-client",
 }
 

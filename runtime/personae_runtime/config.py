@@ -328,6 +328,12 @@ class EngineSettings(_Section):
     active_adapters: int = Field(
         4, ge=1, description="vLLM: adapters that one batch may mix; requests for more wait.", examples=[8]
     )
+    watermark_key: FilePath | None = Field(
+        None,
+        description="vLLM: file of a key, base64 of 8 bytes (`openssl rand -base64 8`), by which replies to people bear"
+        " a statistical watermark; unset marks nothing.",
+        examples=["/etc/personae/watermark.key"],
+    )
     otlp_traces_endpoint: str | None = Field(
         None,
         description="vLLM: OTLP/gRPC endpoint for its own spans, which join the turn's trace; unset makes none.",
@@ -354,6 +360,12 @@ class EngineSettings(_Section):
     def _llamacpp_is_bounded(self) -> Self:
         if self.kind == "llamacpp" and self.parallel > 256:
             raise ValueError("parallel of at most 256 with llama.cpp")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_marks(self) -> Self:
+        if self.watermark_key is not None and self.kind != "vllm":
+            raise ValueError(f'kind "vllm" with watermark_key, as the engine {self.kind} makes no watermark')
         return self
 
     @field_validator("adapters")

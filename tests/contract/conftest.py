@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ PARALLEL = 2
 WAITING = 2
 CONTEXT = 512
 ADAPTER = "other-voice"
+WATERMARK_KEY = 0x0123456789ABCDEF
 
 VLLM = (pytest.mark.vllm, pytest.mark.timeout(600))
 """Marks of a test that uses vLLM; its first one starts it."""
@@ -75,14 +77,17 @@ def write_adapter(folder: Path) -> None:
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
-    """vLLM with an adapter, for all tests of this folder."""
+    """vLLM with an adapter and a watermark's key, for all tests of this folder."""
     adapter = tmp_path_factory.mktemp("adapters") / ADAPTER
     write_adapter(adapter)
+    key = tmp_path_factory.mktemp("watermark") / "watermark.key"
+    key.write_bytes(base64.b64encode(WATERMARK_KEY.to_bytes(8)))
     engine = build_vllm(
         parallel=PARALLEL,
         max_waiting=WAITING,
         context_tokens=CONTEXT,
         adapters=(AdapterSettings(name=ADAPTER, path=adapter),),
+        watermark_key=key,
     )
     async with started(engine):
         yield engine

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from personae_runtime.config import default_models_dir
 from personae_runtime.engines.engine import EngineDelta, EngineFinish, GenerateRequest, Message
+from personae_runtime.engines.models import hf_folder
 from personae_runtime.engines.vllm import VllmEngine
+from personae_runtime.engines.watermark import Detection, detect, tokens_of
 from personae_runtime.errors import EngineDead, InvalidArgument
 from personae_runtime.policy.gate import ScorerFailure, run_scorers
 from personae_runtime.policy.guard_models import FAMILIES, GuardModelScorer
-from tests.contract.conftest import ADAPTER, VLLM
+from tests.contract.conftest import ADAPTER, VLLM, WATERMARK_KEY
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), *VLLM]
 
@@ -30,6 +35,7 @@ def ask(
     seed: int | None = None,
     cache_salt: str | None = None,
     adapter: str | None = None,
+    watermark: bool = False,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=f"v{next(_numbers)}",
@@ -39,6 +45,7 @@ def ask(
         seed=seed,
         cache_salt=cache_salt,
         adapter=adapter,
+        watermark=watermark,
     )
 
 
@@ -114,6 +121,30 @@ async def test_an_unknown_adapter_is_refused_with_the_known_ones(vllm_engine: Vl
         await reply(vllm_engine, ask(adapter="nobody"))
     assert caught.value.reason == "UNKNOWN_ADAPTER"
     assert vllm_engine.capacity().running == 0
+
+
+async def test_only_a_request_that_asks_for_it_is_marked_and_never_a_greedy_one(vllm_engine: VllmEngine) -> None:
+    folder = hf_folder(vllm_engine.model, Path(os.environ.get("PERSONAE_MODELS_DIR") or default_models_dir()))
+
+    async def written(watermark: bool) -> Detection:
+        # Short enough to be read in one step with the other: vLLM has no seeds on CPUs for prompts read in parts.
+        asked = ask(
+            "Tell me a long story about a river.",
+            system="You tell stories.",
+            max_tokens=120,
+            temperature=1.0,
+            seed=7,
+            watermark=watermark,
+        )
+        text, _ = await reply(vllm_engine, asked)
+        return detect(tokens_of(text, folder), WATERMARK_KEY)
+
+    # Side by side in one batch.
+    marked, plain = await asyncio.gather(written(True), written(False))
+    assert (marked.found, marked.p_value < 1e-4) == (True, True), marked
+    assert plain.p_value > 1e-4, plain
+    greedy = [(await reply(vllm_engine, ask(watermark=watermark)))[0] for watermark in (False, True)]
+    assert greedy[0] == greedy[1]
 
 
 async def test_control_tokens_in_a_message_are_only_words(vllm_engine: VllmEngine) -> None:

@@ -380,3 +380,5 @@ async def test_a_host_that_is_told_to_extracts_beside_its_turns(
     assert [request.priority for request in hosted.engine.requests] == sorted(
         request.priority for request in hosted.engine.requests
     )
+    # Only the reply is for a person's eyes.
+    assert [one.watermark for one in hosted.engine.requests] == [not one.json_schema for one in hosted.engine.requests]

