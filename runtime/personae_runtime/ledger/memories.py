@@ -58,8 +58,8 @@ _COLUMNS = (
 
 _WRITTEN = (
     "memory_id, scope, text, speaker, thread, ordinal, source, external_id, occurred_at, created_at, expires_at, kind,"
-    " detail, slot, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned, restricted_at,"
-    " quarantine_reason"
+    " detail, slot, valid_from, valid_to, superseded_by, confidence, basis, extractor, source_ids, pinned,"
+    " restricted_at, quarantine_reason"
 )
 """Columns of a new row of `memories`."""
 _GIVEN = (
