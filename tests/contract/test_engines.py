@@ -282,6 +282,8 @@ async def test_of_those_that_wait_the_most_urgent_runs_first(engine: Engine) -> 
 
 async def test_log_probabilities_are_told_or_refused(engine: Engine) -> None:
     request = replace(ask(), logprobs=3)
+    # What a test before this aborted may be ending still.
+    before = engine.capacity().running
     if isinstance(engine, VllmEngine):
         deltas = await collect(engine.generate(request))
         assert all(len(delta.logprobs) == delta.tokens for delta in deltas)
@@ -290,7 +292,7 @@ async def test_log_probabilities_are_told_or_refused(engine: Engine) -> None:
             with pytest.raises(InvalidArgument, match="vllm") as caught:
                 await collect(engine.generate(refused))
             assert caught.value.reason == "LOGPROBS_UNSUPPORTED"
-        assert engine.capacity().running == 0
+        assert engine.capacity().running <= before
 
 
 async def test_concurrent_streams_do_not_mix(engine: Engine) -> None:
