@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -129,11 +130,14 @@ async def test_imminent_risk_puts_itself_first_in_the_queue_of_reviews(hosted: H
     second, *_ = (await api.reviews.ListReviews(review_pb.ListReviewsRequest(parent=parent, state=OPEN))).reviews
     assert second.escalated
     call = api.audit.ExportAuditLog(audit_service_pb2.ExportAuditLogRequest(parent=parent))
-    lines = "".join([message.json_line async for message in call])
+    lines = "\n".join([message.json_line async for message in call])
     for one in (review, second):
         assert one.name.rsplit("/", 1)[1] in lines
     assert "escalation" in lines
     assert "tonight" not in lines
+    # The escalation of a review and its resolution are found apart.
+    ids = [json.loads(entry)["id"] for line in lines.splitlines() if (entry := json.loads(line).get("entry"))]
+    assert len(ids) == len(set(ids)) > 2
     assert await counted(api, "IE", parent) == {"imminent": (1, 1), "output": (1, 1)}
     await api.erase(gone)
     withdrawn = await api.reviews.ListReviews(

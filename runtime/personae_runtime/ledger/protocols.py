@@ -161,7 +161,8 @@ async def escalate(
         "priority_millionths": audit.millionths(rank.value),
         "review": str(review_id),
     }
-    await audit.append(connection, tenant, "escalation", body, review_id)
+    # Not by the review's id: that is its resolution's, which may come before this has its place in the log.
+    await audit.append(connection, tenant, "escalation", body)
 
 
 class ProtocolLedger:
