@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -271,6 +271,17 @@ def make_guard_model(settings: Settings, deadline_ms: float | None = None) -> Gu
     return GuardModelScorer(family_of(chosen), engine, (deadline_ms or chosen.deadline_ms) / 1000)
 
 
+@asynccontextmanager
+async def started(*parts: OnnxEmbedder | GuardModelScorer | None) -> AsyncIterator[None]:
+    """What scorers need, started in order, as long as the block lasts; None is nothing."""
+    async with AsyncExitStack() as stack:
+        for part in parts:
+            if part is not None:
+                stack.push_async_callback(part.close)
+                await part.start()
+        yield
+
+
 async def open_policy(
     settings: Settings, stack: AsyncExitStack, guard_model: Scorer | None = None, away: Collection[str] = ()
 ) -> Policy:
@@ -297,10 +308,7 @@ async def open_policy(
         chosen.languages,
         guard_model or own,
     )
-    for part in (embedder, own):
-        if part is not None:
-            stack.push_async_callback(part.close)
-            await part.start()
+    await stack.enter_async_context(started(embedder, own))
     return policy
 
 

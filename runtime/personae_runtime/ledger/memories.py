@@ -182,8 +182,8 @@ class MemoryLedger(ChangeFeed):
             ErasureInProgress: what is held of the person is being erased.
         """
         # The scope's key is made for good before anything is sealed with it.
-        await self._vault.renew(record.scope)
-        if mutation.request_id and not statements and await self._create_at_once(record, tenant, mutation):
+        cipher = await self._vault.renew(record.scope)
+        if mutation.request_id and not statements and await self._create_at_once(record, cipher, tenant, mutation):
             return record
         async with self._database.transaction() as connection:
 
@@ -199,10 +199,9 @@ class MemoryLedger(ChangeFeed):
             raise NotFound("the memory this request_id stored was forgotten", reason="MEMORY_FORGOTTEN")
         return found[memory_id]
 
-    async def _create_at_once(self, record: MemoryRecord, tenant: str, mutation: Mutation) -> bool:
+    async def _create_at_once(self, record: MemoryRecord, cipher: ScopeCipher, tenant: str, mutation: Mutation) -> bool:
         """As `create`, of what states nothing, in one statement and so one transaction; False if nothing was written,
         because it was before or because the scope is another by now."""
-        cipher = await self._vault.cipher_by_key(record.scope)
         row = _row(record, cipher, None)
         # Each part writes only what the one before lets it: `Vault.hold`, `once`, `insert`.
         first = len(row) + 1

@@ -83,7 +83,7 @@ def policy(
     from personae_runtime.evals import policy as evals
     from personae_runtime.policy.policy import Policy
     from personae_runtime.policy.signing import Trust
-    from personae_serve.stores import make_embedder, make_guard_model
+    from personae_serve.stores import make_embedder, make_guard_model, started
 
     settings = load_settings()
     if models_dir is not None:
@@ -98,18 +98,12 @@ def policy(
         loaded = Policy.load(
             settings.policy.bundle, names, 60_000, remembering, Trust.of(settings), settings.policy.languages, guard
         )
-        parts = [part for part in (embedder, guard) if part is not None]
-        try:
-            for part in parts:
-                await part.start()
+        async with started(embedder, guard):
             if dataset == "pii":
                 return pii.evaluate(path, loaded)
             if dataset == "injection":
                 return await injection.evaluate(path, loaded)
             return await evals.evaluate(dataset, path, loaded)
-        finally:
-            for part in parts:
-                await part.close()
 
     report = asyncio.run(run())
     if json:
@@ -166,27 +160,21 @@ async def _bias_here(
     from personae_runtime.evals.operating_point import operating_point
     from personae_runtime.policy.decision import AgeBand, PolicyContext, Stage
     from personae_runtime.policy.policy import Policy
-    from personae_serve.stores import make_embedder, make_guard_model
+    from personae_serve.stores import make_embedder, make_guard_model, started
 
     embedder = make_embedder(settings.models_dir) if "cascade" in names else None
     guard = make_guard_model(settings, 60_000) if "guard_model" in names else None
     loaded = Policy.load(
         settings.policy.bundle, names, 60_000, embedder, languages=settings.policy.languages, guard_model=guard
     )
-    parts = [part for part in (embedder, guard) if part is not None]
     context = PolicyContext("assistant", AgeBand(age_band))
 
     async def judge(text: str) -> Judged:
         decision = await loaded.decide(Stage(stage), text, context)
         return Judged(decision.action.stops, gravest(decision.scores))
 
-    try:
-        for part in parts:
-            await part.start()
+    async with started(embedder, guard):
         report = await evaluate(pairs, judge)
-    finally:
-        for part in parts:
-            await part.close()
     return report | {"scorers": list(names), "operating_point": operating_point(loaded)}
 
 

@@ -42,7 +42,7 @@ def tune(
     from personae_runtime.evals.policy import RememberingEmbedder
     from personae_runtime.policy.decision import Stage
     from personae_runtime.policy.policy import Policy
-    from personae_serve.stores import make_embedder, make_guard_model
+    from personae_serve.stores import make_embedder, make_guard_model, started
 
     settings = load_settings()
     if models_dir is not None:
@@ -58,14 +58,8 @@ def tune(
         policy = Policy.load(
             settings.policy.bundle, names, 60_000, remembering, languages=settings.policy.languages, guard_model=guard
         )
-        parts = [part for part in (embedder, guard) if part is not None]
-        try:
-            for part in parts:
-                await part.start()
+        async with started(embedder, guard):
             return await tuning.tune(path, policy, Stage(stage), rates), policy
-        finally:
-            for part in parts:
-                await part.close()
 
     report, policy = asyncio.run(run())
     bundle = tuning.bundle_yaml(report, policy, version)
